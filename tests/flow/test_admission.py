@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.engine.overload import ALWAYS_STORED, SLOW_SECONDS, LoadShedder, Storing
+from receiver.engine.overload import ALWAYS_STORED, SLOW_SECONDS, LoadShedder, Place, Storing, WaitingRoom
 from receiver.web.protocol import Protocol
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import speech
@@ -156,6 +156,11 @@ async def test_refused_requests_that_come_in_one_piece_leave_one_timer(tmp_path:
             and connection.client[1] == port
         ]
         assert len(timers) == 1
+        connection = timers[0]._callback.__self__
+        ends = connection._until
+        writer.write(_HEAD.format(0).encode())
+        assert await _status(reader) == 503
+        assert connection._until > ends, "it was used, and is kept as long again"
         writer.close()
 
 
@@ -222,3 +227,19 @@ async def test_one_that_hangs_is_no_sign_of_overload() -> None:
     assert load.refusal() == ""
     now[0] += SLOW_SECONDS + 0.1
     assert "slower than callbacks come" in load.refusal()
+
+
+@pytest.mark.parametrize(("peers", "places"), [(1, WaitingRoom.PLACES_OF_A_PEER), (9, WaitingRoom.PLACES)])
+async def test_in_a_full_waiting_room_the_oldest_gives_way(peers: int, places: int) -> None:
+    """The oldest of a peer that has too many, so that it takes no room of others; else the oldest of all."""
+    room, other = WaitingRoom(), Place(WaitingRoom(), "other")
+    made = []
+    for number in range(places + 1):
+        place = Place(room, f"peer {number % peers}")
+        place.task = None  # so that none of this test is cancelled
+        made.append(place)
+        room.enter(place)
+        if not number and peers == 1:
+            room.enter(other)
+    assert [place.gave_way for place in made] == [True] + [False] * places
+    assert not other.gave_way

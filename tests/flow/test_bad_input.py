@@ -332,6 +332,26 @@ async def test_half_a_head_is_408_on_a_new_connection_and_on_a_kept_one(impatien
         assert last.endswith(b"took too long.")
 
 
+async def test_a_head_that_trickles_has_no_more_time_than_one_that_stops(impatient: Running) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", _port(impatient))
+    writer.write(b"POST /callbacks/deepgram HTTP/1.1\r\nhost: a\r\nx-first: ")
+    answer = asyncio.create_task(reader.read(12))
+    for _ in range(300):
+        writer.write(b"a")
+        await asyncio.wait({answer}, timeout=0.02)
+        if answer.done():
+            break
+    assert answer.done()
+    assert await answer == b"HTTP/1.1 408"
+    writer.close()
+
+
+async def test_requests_that_come_faster_than_answers_end_the_connection_after_two(live: Running) -> None:
+    """One is answered and one waits: what comes besides is dropped, and its sender is to see that."""
+    came = await _until_closed(_port(live), _WHOLE * 5)
+    assert came.count(b"HTTP/1.1 200") == 2
+
+
 async def test_a_head_that_came_in_time_may_be_followed_by_a_slow_body(impatient: Running) -> None:
     """Its own limits count: here 0.3 s without a byte."""
     request = head("/callbacks/small", JSON | {"content-length": "400"})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.hostile.attack import MOST_GROWTH, Growth, only_200, send_good, strangers, target
 
-_REQUEST = b"GET / HTTP/1.1\r\n\r\n"
+_REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 async def test_pipelined_requests_whose_answers_nobody_reads_are_not_queued(tmp_path: Path) -> None:

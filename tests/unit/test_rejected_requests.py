@@ -8,7 +8,7 @@ from receiver.core.callback import Head, MemoryBody, TokenClaims
 from receiver.core.errors import CallbackRejected
 from receiver.core.event import Rejection
 from receiver.core.observe import CallbackReport, Observers
-from receiver.engine.rejections import REQUEST_BYTES, Rejections
+from receiver.engine.rejections import KEPT, REQUEST_BYTES, Rejections
 from tests.support.memory import MemoryStore
 
 HEAD = Head(source="made", method="POST", headers=(), received_at=1)
@@ -58,4 +58,16 @@ async def test_only_short_requests_over_urls_of_this_source_are_kept() -> None:
     add(rejections, size=REQUEST_BYTES)
     await rejections.flush()
     kept = await store.rejections("made", limit=9)
+    assert sum(one.request_kept for one in kept) == 1
+
+
+async def test_what_strangers_send_within_a_second_pushes_out_nothing_with_a_token_of_ours() -> None:
+    store = MemoryStore()
+    await store.open()
+    rejections = Rejections(store, Observers([]))
+    add(rejections)
+    for _ in range(KEPT + 1):
+        add(rejections, None)
+    await rejections.flush()
+    kept = await store.rejections("made", limit=KEPT + 9)
     assert sum(one.request_kept for one in kept) == 1
