@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +11,18 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import pytest
 
+from receiver.core.submission import SubmissionFilter
 from receiver.core.work import PickupFilter, PickupKind, PickupState
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
 from tests.support.clients import local_client
 from tests.support.kept_events import kept_events
-from tests.support.postgres import database
+from tests.support.patience import PATIENCE
+from tests.support.postgres import database, server
 from tests.support.processes import Process
 from tests.support.running import BASIC
-from tests.support.submitting import TOKEN, api, settings
+from tests.support.submitting import TOKEN, Asked, accepted, api, settings
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
 AUDIO = b"RIFF" + bytes(300_000)
@@ -113,3 +116,44 @@ async def _killed(step: str, when: str, store: Store, text: str, folder: Path) -
         assert [one.state for one in expected].count(PickupState.COLLECTED) == jobs
     finally:
         await store.close()
+
+
+@pytest.mark.soak
+async def test_an_answer_that_came_while_the_store_was_away_outlives_a_kill(tmp_path: Path) -> None:
+    """Its result is fetched, and would never come otherwise."""
+    config = tmp_path / "receiver.toml"
+    with server() as postgres:
+        url = postgres.url(postgres.new_database())
+        store = PostgresStore(url)
+        await store.migrate()
+        async with api() as there:
+
+            async def behave(asked: Asked, writer: asyncio.StreamWriter) -> None:
+                await asyncio.to_thread(postgres.stop)
+                await accepted({"url": f"{there.base}/api/v1/tts/retroactive/job-9"})(asked, writer)
+
+            there.behave = behave
+            text = settings(tmp_path, there.base, submit='url = "http://r.test"', answer_seconds="20")
+            config.write_text(
+                text.replace('["deepgram", "deapi"]', '["deepgram", "deepdub"]')
+                + f'[store]\nurl = "{url}"\n[sources.deepdub]\nprovider = "deepdub"\nsubmit = true\n'
+                f'api_key = "dd-0123456789abcdef"\nbase_url = "{there.base}/api/v1"\nallow = ["127.0.0.0/8"]\n'
+            )
+            killed, healthy = (Process(config, environ=WALL_CLOCK) for _ in range(2))
+            await killed.start()
+            async with local_client(base_url=f"http://127.0.0.1:{killed.port}") as client:
+                path, headers = "/submit/deepdub/api/v1/tts/retroactive", {"x-api-key": TOKEN}
+                answer = await client.post(path, json={"targetText": "x"}, headers=headers)
+            assert answer.status_code == 200
+            await killed.kill()
+            await asyncio.to_thread(postgres.start)
+            await healthy.start()
+            await store.open()
+            async with asyncio.timeout(PATIENCE):
+                while not (found := await store.pickups(PickupFilter())):
+                    await asyncio.sleep(0)
+            assert [(one.kind, one.job_id) for one in found] == [(PickupKind.RESULT, "job-9")]
+            [row] = await store.submissions(SubmissionFilter())
+            assert (row.state, row.job_id) == ("accepted", "job-9")
+            await store.close()
+            await healthy.stop()
