@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from receiver.cli.options import ask
+from receiver.cli.opening import ask
 from receiver.core.audit import COMMAND_LINE
 from receiver.core.clock import wall_clock
 

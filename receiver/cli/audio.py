@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from receiver.cli.options import AsJson, job_format, load, opened_blobs, opened_store, option
+from receiver.cli.opening import load, opened_blobs, opened_store
+from receiver.cli.options import AsJson, job_format, option
 from receiver.cli.output import print_fields, print_json
 from receiver.core.callback import MemoryBody, split_media_type
 from receiver.core.errors import NotFound, UsageError

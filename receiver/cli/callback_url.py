@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec import to_builtins
 
-from receiver.cli.acting import acting
-from receiver.cli.options import (
-    AsJson,
-    ExpectWithin,
-    Format,
-    Ref,
-    SourceName,
-    job_format,
-    load,
-    made_store,
-    option,
-    pull_provider,
-    seconds,
-    tokens_of,
-)
+from receiver.cli.opening import acting, load, made_store, pull_provider, tokens_of
+from receiver.cli.options import AsJson, ExpectWithin, Format, Ref, SourceName, job_format, option, seconds
 from receiver.cli.output import print_json, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.acting import acting
 from receiver.cli.asking import asked
-from receiver.cli.options import AsJson, Wide, load_to_look, made_store
+from receiver.cli.opening import acting, load_to_look, made_store
+from receiver.cli.options import AsJson, Wide
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.clock import wall_clock
 from receiver.core.destination_health import ACTIONS

@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.acting import acting
-from receiver.cli.options import (
-    AsJson,
-    Yes,
-    confirm,
-    existing_journal,
-    given,
-    load,
-    opened_blobs,
-    opened_store,
-    tokens_of,
-)
+from receiver.cli.opening import acting, existing_journal, load, opened_blobs, opened_store, tokens_of
+from receiver.cli.options import AsJson, Yes, confirm, given
 from receiver.cli.output import counted, print_fields, print_json, warn
 from receiver.core.clock import wall_clock
 

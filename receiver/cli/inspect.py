@@ -12,22 +12,8 @@ import typer
 from msgspec.structs import replace as changed
 
 from receiver.cli.asking import asked, listed
-from receiver.cli.options import (
-    AsJson,
-    Limit,
-    OfJob,
-    OfRef,
-    OfSource,
-    OfType,
-    Since,
-    Wide,
-    ask,
-    load_to_look,
-    opened_blobs,
-    opened_store,
-    option,
-    since,
-)
+from receiver.cli.opening import ask, load_to_look, opened_blobs, opened_store
+from receiver.cli.options import AsJson, Limit, OfJob, OfRef, OfSource, OfType, Since, Wide, option, since
 from receiver.cli.output import Listing, clean, of_all, print_attempts, print_fields, print_json, print_list
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import TIME_CHARS, Event

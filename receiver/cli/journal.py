@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.options import AsJson, Wide, existing_journal, load, load_to_look, option
+from receiver.cli.opening import existing_journal, load, load_to_look
+from receiver.cli.options import AsJson, Wide, option
 from receiver.cli.output import print_fields, print_json, print_table, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import JournalUnavailable, NotFound, Unavailable

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.acting import acting
 from receiver.cli.asking import listed
-from receiver.cli.options import AsJson, Limit, Wide, ask, confirm, load_to_look, option
+from receiver.cli.opening import acting, ask, load_to_look
+from receiver.cli.options import AsJson, Limit, Wide, confirm, option
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.bulk import BulkOperation, BulkState
 from receiver.core.clock import wall_clock

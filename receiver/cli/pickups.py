@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from receiver.cli.acting import acting
 from receiver.cli.asking import asked, listed
+from receiver.cli.opening import acting, ask, load, load_to_look, made_store, pull_provider
 from receiver.cli.options import (
     AsJson,
     ExpectWithin,
@@ -22,13 +22,8 @@ from receiver.cli.options import (
     Ref,
     SourceName,
     Wide,
-    ask,
     job_format,
-    load,
-    load_to_look,
-    made_store,
     option,
-    pull_provider,
     seconds,
 )
 from receiver.cli.output import Listing, print_attempts, print_fields, print_json, print_list, warn

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.acting import acting
 from receiver.cli.asking import called
+from receiver.cli.opening import acting, load
 from receiver.cli.operations import carried_on
-from receiver.cli.options import AsJson, Yes, given, load, moment
+from receiver.cli.options import AsJson, Yes, given, moment
 from receiver.cli.output import counted, print_json, warn
 from receiver.core.bulk import BulkState
 from receiver.core.errors import UsageError

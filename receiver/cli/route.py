@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from receiver.cli.options import AsJson, Wide, ask, load_to_look
+from receiver.cli.opening import ask, load_to_look
+from receiver.cli.options import AsJson, Wide
 from receiver.cli.output import print_json, print_table
 from receiver.core.work import DeliveryFilter
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from receiver.cli.options import AsJson, load_to_look, option, seconds
+from receiver.cli.opening import load_to_look
+from receiver.cli.options import AsJson, option, seconds
 from receiver.cli.output import print_json
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.webhook import new_webhook_secret, public_key

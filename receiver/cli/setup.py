@@ -14,7 +14,8 @@ import typer
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from receiver.cli.options import AsJson, load, option
+from receiver.cli.opening import load
+from receiver.cli.options import AsJson, option
 from receiver.cli.output import counted, print_json, print_table
 from receiver.core import callback_urls
 from receiver.core.errors import ConfigError, ReceiverError

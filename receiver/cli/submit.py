@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from receiver.cli.asking import listed
-from receiver.cli.options import (
-    AsJson,
-    Limit,
-    OfJob,
-    OfRef,
-    OfSource,
-    Wide,
-    load,
-    load_to_look,
-    option,
-)
+from receiver.cli.opening import load, load_to_look
+from receiver.cli.options import AsJson, Limit, OfJob, OfRef, OfSource, Wide, option
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.errors import ConfigError
 from receiver.core.submission import SubmissionState

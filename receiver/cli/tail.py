@@ -11,7 +11,8 @@ import msgspec
 import typer
 from msgspec import Struct
 
-from receiver.cli.options import AsJson, OfSource, OfType, load_to_look, option
+from receiver.cli.opening import load_to_look
+from receiver.cli.options import AsJson, OfSource, OfType, option
 from receiver.cli.output import clean, warn
 from receiver.core.errors import UsageError
 

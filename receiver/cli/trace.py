@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from receiver.cli.options import AsJson, OfSource, ask, load_to_look
+from receiver.cli.opening import ask, load_to_look
+from receiver.cli.options import AsJson, OfSource
 from receiver.cli.output import clean, print_json, print_table
 from receiver.core.clock import iso, wall_clock
 from receiver.core.errors import NotFound

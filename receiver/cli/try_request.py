@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from receiver.cli.options import AsJson, SourceName, ask, load, option, since, tokens_of
+from receiver.cli.opening import ask, load, tokens_of
+from receiver.cli.options import AsJson, SourceName, option, since
 from receiver.cli.output import print_fields, print_json
 from receiver.core.callback import HEADERS, Head, MemoryBody, is_plain
 from receiver.core.clock import wall_clock

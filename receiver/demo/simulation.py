@@ -15,15 +15,8 @@ from urllib.parse import urlsplit
 import typer
 from msgspec import Struct
 
-from receiver.cli.options import (
-    load,
-    made_store,
-    newest,
-    provider_settings,
-    seconds,
-    source_of,
-    tokens_of,
-)
+from receiver.cli.opening import load, made_store, newest, provider_settings, source_of, tokens_of
+from receiver.cli.options import seconds
 from receiver.cli.output import clean, print_json, warn
 from receiver.cli.pickups import event_type_of, ordered
 from receiver.core.clock import wall_clock

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from receiver.cli.options import ask
+from receiver.cli.opening import ask
 from receiver.core.audit import COMMAND_LINE
 from receiver.demo.stage import clean_environment
 from receiver.settings.load import parse
