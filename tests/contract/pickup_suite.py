@@ -385,6 +385,9 @@ class PickupClaimSuite:
         shown = await store.pickup(held[1].pickup.id)
         assert shown == replace(held[1].pickup, due_at=T0 + 5, updated_at=T0 + 5)
         assert not (await store.settle_pickup(settlement(held[1]))).held
+        later = await claim(store, now=T0 + 5)
+        assert await store.release_pickups(held, now=T0 + 5) == 0, "another claim holds the row"
+        assert (await store.settle_pickup(settlement(later[0]))).held
 
     async def test_next_due_is_the_earliest_of_waiting_and_leased(self, store: Store) -> None:
         assert await store.next_due_pickup("deapi") is None

@@ -516,6 +516,9 @@ class ClaimSuite:
         assert await store.release(held, now=T0) == 0
         assert await store.release([], now=T0) == 0
         assert not await store.settle(settlement(held[1]))
+        later = await claim(store, now=T0 + 1)
+        assert await store.release(held, now=T0 + 1) == 0, "another claim holds the row"
+        assert await store.settle(settlement(later[0]))
 
     async def test_next_due_is_the_earliest_of_waiting_and_leased(self, store: Store) -> None:
         assert await store.next_due("app") is None
