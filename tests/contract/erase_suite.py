@@ -224,7 +224,14 @@ class EraseSuite:
         found = 0
         while (
             erased := await store.erase(
-                Erasure(subject=whose, tombstone_id="tmb_1", digest=whose.digest("s"), now=NOW, limit=2)
+                Erasure(
+                    subject=whose,
+                    tombstone_id="tmb_1",
+                    digest=whose.digest("s"),
+                    of_jobs=("of j0",),
+                    now=NOW,
+                    limit=2,
+                )
             )
         ).traces:
             found += len(erased.traces.event_ids)
@@ -242,5 +249,6 @@ class EraseSuite:
         )
         assert await store.tombstones(whose.digest("s")) == [expected]
         assert await store.tombstones(whose.digest("other secret")) == []
-        assert await store.tombstones() == [expected]
+        assert await store.tombstones() == [expected], "what a person asked for"
+        assert [one.kind for one in await store.tombstones("of j0")] == ["job_of_ref"], "what it led to"
         assert "somebody" not in repr(expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import subprocess
 import sys
 import uuid
@@ -195,16 +194,3 @@ async def test_a_store_killed_in_the_middle_takes_the_body_when_it_is_back(
         await blobs.put("a/large.wav", large, content_type="audio/wav")
         assert await blobs.get("a/large.wav") == large.load()
         await blobs.ping()
-
-
-async def test_many_large_bodies_at_once_leave_threads_for_small_ones(
-    weed: Weed, prefix: str, large: FileBody
-) -> None:
-    """With two connections one of them puts large bodies; a small body does not wait for the large ones' end."""
-    async with Opened(weed.options(prefix, connections=2)) as blobs:
-        large_ones = [
-            asyncio.create_task(blobs.put(f"a/{n}.wav", large, content_type="audio/wav")) for n in range(2)
-        ]
-        await blobs.put("a/small.mp3", MemoryBody(os.urandom(1000)), content_type="audio/mpeg")
-        assert not all(task.done() for task in large_ones)
-        await asyncio.gather(*large_ones)

@@ -1221,10 +1221,21 @@ class MemoryStore(Store):
             blobs=len(freed) + (before.blobs if before else 0),
             journal_entries=len(request.journaled) + (before.journal_entries if before else 0),
         )
+        for one in request.of_jobs:
+            stone = Tombstone(
+                id=f"{request.tombstone_id}.{one}",
+                kind=SubjectKind.JOB_OF_REF.value,
+                digest=one,
+                erased_at=request.now,
+            )
+            self._tombstones.setdefault(stone.id, stone)
 
     async def tombstones(self, digest: str | None = None, *, limit: int = 100) -> list[Tombstone]:
         await self.ping()
-        found = [one for one in self._tombstones.values() if digest in (None, one.digest)]
+        hidden = None if digest else SubjectKind.JOB_OF_REF
+        found = [
+            one for one in self._tombstones.values() if digest in (None, one.digest) and one.kind != hidden
+        ]
         return sorted(found, key=lambda one: one.id, reverse=True)[:limit]
 
 

@@ -91,6 +91,18 @@ async def test_a_store_that_trickles_is_cut_off_and_its_threads_are_free_again(
     await put(blobs)
 
 
+async def test_large_bodies_leave_half_of_the_threads_to_others(sink: Sink, blobs: S3Blobs) -> None:
+    large = MemoryBody(bytes(17 << 20))
+    sink.scripts = {f"/bucket/{n}": TRICKLE for n in range(3)}
+    putting = [asyncio.create_task(blobs.put(str(n), large, content_type="audio/wav")) for n in range(3)]
+    await sink.until(1)
+    async with asyncio.timeout(5):
+        assert await blobs.get("another") == b""
+    for task in putting:
+        task.cancel()
+    await asyncio.gather(*putting, return_exceptions=True)
+
+
 async def test_an_object_that_trickles_is_cut_off(
     sink: Sink, blobs: S3Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

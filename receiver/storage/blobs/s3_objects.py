@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -46,41 +45,43 @@ class Objects:
 
     def put(self, client: Any, key: str, body: Body, about: dict[str, Any], first: Any = None) -> None:
         """Put a body. `first` is the result of the first try, an answer or an error; tries continue from there."""
+        from botocore.exceptions import ClientError
+
         if body.size > LARGE and self.is_there(client, key, body):
             return
-        answered = isinstance(first, dict) or (first is not None and status_of(first) in (409, 412, 501))
-        call = _after(first, client.put_object) if answered else client.put_object
-        with io.BytesIO(body.load()) if body.path is None else open(body.path, "rb") as file:
-            answer = self._create(client, call, key, body, Body=file, **about)
+        condition = self.condition
+        try:
+            if isinstance(first, dict):
+                answer = first
+            elif first is not None and status_of(first) in (409, 412, 501):
+                raise first
+            else:
+                answer = self._send(client, key, body, about | condition)
+        except ClientError as error:
+            if not condition or status_of(error) not in (409, 412, 501):
+                raise
+            if status_of(error) == 501:
+                self.conditional = False
+                answer = self._send(client, key, body, about)
+            elif self.is_there(client, key, body):
+                return  # stored by an earlier try whose answer was lost, or by another replica at this moment
+            else:
+                raise BlobsUnavailable(
+                    f"another object than this one lies at {self._options.place} under the same key, or is being written; "
+                    "it is left as it is"
+                ) from None
         # Not every 200 is the store's: something before it may have said that it is under maintenance.
-        if answer is not None and not proves(answer, body) and not self.is_there(client, key, body):
+        if not proves(answer, body) and not self.is_there(client, key, body):
             raise BlobsUnavailable(
                 f"{self._options.place} answered as if it had stored an object, and it is not there: "
                 f"does {self._options.host} speak S3?"
             )
 
-    def _create(
-        self, client: Any, call: Any, key: str, body: Body, **arguments: Any
-    ) -> dict[str, Any] | None:
-        """Create the object; return None if one with this key exists, which must have the same content."""
-        from botocore.exceptions import ClientError
-
-        condition = self.condition
-        try:
-            answer: dict[str, Any] = call(Bucket=self._options.bucket, Key=key, **condition, **arguments)
-        except ClientError as error:
-            if status_of(error) == 501 and condition:
-                self.conditional = False
-                return self._create(client, call, key, body, **arguments)
-            if status_of(error) not in (409, 412) or not condition:
-                raise
-            # Stored by an earlier try whose answer was lost, or by another replica at this moment.
-            if self.is_there(client, key, body):
-                return None
-            raise BlobsUnavailable(
-                f"another object than this one lies at {self._options.place} under the same key, or is being written; "
-                "it is left as it is"
-            ) from None
+    def _send(self, client: Any, key: str, body: Body, about: dict[str, Any]) -> dict[str, Any]:
+        with io.BytesIO(body.load()) if body.path is None else open(body.path, "rb") as file:
+            answer: dict[str, Any] = client.put_object(
+                Bucket=self._options.bucket, Key=key, Body=file, **about
+            )
         return answer
 
     def is_there(self, client: Any, key: str, body: Body) -> bool:
@@ -99,7 +100,7 @@ class Objects:
         known = found.get("Metadata", {}).get("sha256")
         if known is None and "-" not in found.get("ChecksumSHA256", "-"):
             known = base64.b64decode(found["ChecksumSHA256"]).hex()
-        if known is None:  # the store keeps no metadata (rclone's, of parts): by its bytes
+        if known is None:  # the store keeps no metadata (rclone's, of large bodies): by its bytes
             digest = hashlib.sha256()
             with closing(client.get_object(**place)["Body"]) as stream:
                 for piece in stream.iter_chunks(_READ):
@@ -121,18 +122,3 @@ def proves(answer: dict[str, Any], body: Body) -> bool:
 
 def _in_base64(body: Body) -> str:
     return base64.b64encode(bytes.fromhex(body.sha256)).decode()
-
-
-def _after(first: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `call` with its first call replaced by `first`, an answer or an error."""
-    outcomes = [first]
-
-    def go_on(**arguments: Any) -> Any:
-        if not outcomes:
-            return call(**arguments)
-        outcome = outcomes.pop()
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    return go_on
