@@ -17,7 +17,7 @@ from receiver.core.page import filled
 from receiver.engine.worker import Clock
 from receiver.providers import PullProvider
 from receiver.storage.store.store import Store
-from receiver.system.background import Background
+from receiver.system.background import BackgroundPart
 
 _FIRST_SECONDS = 10.0
 """The first poll comes within this time after the start, at random, so that processes do not poll together."""
@@ -32,7 +32,7 @@ class Watched(Struct, frozen=True, kw_only=True):
     """Seconds between two questions."""
 
 
-class Watcher:
+class Watcher(BackgroundPart):
     """One for each process that works."""
 
     def __init__(
@@ -46,22 +46,17 @@ class Watcher:
         clock: Clock,
     ) -> None:
         """`routed` returns the destinations of an event; `wake` gets those of a new one."""
+        super().__init__()
         self._store, self._sources = store, sources
         self._routed, self._wake, self._observer, self._clock = routed, wake, observer, clock
-        self._background = Background()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The sources that are asked about."""
         return tuple(self._sources)
 
-    def start(self) -> None:
-        """Ask from now on, in tasks of the running loop."""
-        self._background.start(*map(self._keep_asking, self._sources))
-
-    async def stop(self) -> None:
-        """Stop at once: an event under way is recorded whole or not at all."""
-        await self._background.stop()
+    async def _run(self) -> None:
+        await asyncio.gather(*map(self._keep_asking, self._sources))
 
     async def _keep_asking(self, name: str) -> None:
         await asyncio.sleep(random.uniform(0.1, 1) * _FIRST_SECONDS)
