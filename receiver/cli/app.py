@@ -18,7 +18,7 @@ from typer.main import get_group
 
 from receiver import __version__
 from receiver.cli.options import option
-from receiver.cli.output import speak_json, tell_errors_as_json, tell_failure
+from receiver.cli.output import tell_errors_as, tell_failure
 from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, UsageError
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
@@ -146,8 +146,7 @@ def main() -> None:
             stream.reconfigure(
                 errors="replace"
             )  # a terminal that cannot show a character is no reason to fail
-    speak_json(on=False)  # tests run many commands in one process
-    tell_errors_as_json(on=False)
+    tell_errors_as("text")  # tests run many commands in one process
     # Beside a Service named `receiver` Kubernetes sets RECEIVER_PORT=tcp://10.96.0.7:8080 in every pod: no wish for a port.
     if _SERVICE_LINK.match(os.environ.get("RECEIVER_PORT", "")):
         del os.environ["RECEIVER_PORT"]
@@ -174,7 +173,7 @@ def main() -> None:
 def _refuse_words(error: Any) -> None:
     """Tell what is wrong with the words of the command line, which may be why `--json` among them was not read."""
     if "--json" in sys.argv:
-        tell_errors_as_json(on=True)
+        tell_errors_as("json")
         _fail(error.format_message(), error.exit_code)
     error.show()
     _leave(error.exit_code)

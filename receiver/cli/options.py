@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from receiver.cli.output import tell_errors_as_json
+from receiver.cli.output import tell_errors_as
 from receiver.core.clock import duration, wall_clock
 from receiver.core.errors import UsageError
 
@@ -27,7 +27,7 @@ def given(*names: str, help: str, **more: Any) -> Any:
 
 
 def _as_json(asked: bool) -> bool:
-    tell_errors_as_json(on=asked)
+    tell_errors_as("json" if asked else "text")
     return asked
 
 

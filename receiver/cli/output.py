@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import reduce
 from operator import getitem
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from receiver.core.observe import harmless
 from receiver.web.views import page, view
@@ -192,26 +192,19 @@ def warn(message: str) -> None:
     sys.stderr.write(clean(message) + "\n")
 
 
-_json_lines = False
-_json_errors = False
+_errors: Literal["text", "json", "log"] = "text"
 
 
-def tell_errors_as_json(*, on: bool) -> None:
-    """Let what goes wrong be told as a JSON document on stderr: for commands that print JSON."""
-    global _json_errors
-    _json_errors = on
-
-
-def speak_json(*, on: bool) -> None:
-    """Let what is wrong be told in lines like those of a JSON log, which programs read: for commands that keep running."""
-    global _json_lines
-    _json_lines = on
+def tell_errors_as(form: Literal["text", "json", "log"]) -> None:
+    """Choose how what goes wrong is told on stderr: as text, as a JSON document, or in lines of a JSON log."""
+    global _errors
+    _errors = form
 
 
 def tell_finding(found: Finding) -> None:
     """Print one finding about the settings to stderr."""
     label = "error" if found.fatal else "warning"
-    if _json_lines:
+    if _errors == "log":
         facts = {"code": found.code, "setting": found.where, "message": found.message, "fix": found.fix}
         _log().note(label, "receiver.finding", **facts)
         return
@@ -221,9 +214,9 @@ def tell_finding(found: Finding) -> None:
 
 def tell_failure(message: str, status: int) -> None:
     """Print to stderr why the program ends."""
-    if _json_lines:
+    if _errors == "log":
         _log().note("error", "receiver.failed", message=message, status=status)
-    elif _json_errors:
+    elif _errors == "json":
         sys.stderr.write(
             harmless(json.dumps({"error": message, "status": status}, ensure_ascii=False)) + "\n"
         )

@@ -131,12 +131,12 @@ def _checked(ctx: typer.Context, host: str | None, port: int | None) -> Settings
     """
     from receiver.app.check import check_file
     from receiver.app.reach import reach, unreached
-    from receiver.cli.output import speak_json, tell_finding
+    from receiver.cli.output import tell_errors_as, tell_finding
     from receiver.settings.load import wanted_log
 
     settings, findings = check_file(ctx.obj, os.environ)
     log = wanted_log(ctx.obj, os.environ) if settings is None else settings.server.log
-    speak_json(on=log == "json")
+    tell_errors_as("log" if log == "json" else "text")
     if settings is not None and not any(finding.fatal for finding in findings):
         findings = reach(settings) + findings
     for finding in findings:
