@@ -20,6 +20,7 @@ import pytest
 from pydantic import SecretStr
 
 from receiver.core.errors import StoreUnavailable, SubmissionRefused
+from receiver.core.retention import Subject, SubjectKind
 from receiver.core.submission import SubmissionFilter
 from receiver.core.work import PickupFilter
 from receiver.engine.submissions import OPEN_SECONDS
@@ -450,9 +451,11 @@ async def test_what_the_store_could_not_take_after_the_sending_is_recorded_after
         text = settings(tmp_path, api.base)
         async with running(tmp_path, text, work=False) as up:
             monkeypatch.setattr(up.receiver.store, "end_submission", gone)
-            assert (await up.client.post(SPEECH, json={}, headers=BEARER)).status_code == 200
+            ref = {"x-receiver-ref": "order-7"}
+            assert (await up.client.post(SPEECH, json={}, headers=BEARER | ref)).status_code == 200
             assert (await up.client.get(f"{JOBS}/job-1", headers=BEARER)).status_code == 404
-            assert up.receiver.journal.depth == 1
+            found = await up.receiver.eraser.look(Subject(kind=SubjectKind.REF, key="order-7"))
+            assert (up.receiver.journal.depth, len(found.journaled)) == (1, 1)  # an erasure would take it
         async with running(tmp_path, text, work=False) as up:
             async with asyncio.timeout(PATIENCE):
                 while not await up.receiver.store.submissions(SubmissionFilter(job_id="job-1")):

@@ -49,9 +49,7 @@ class SubmitSource:
             short=True,
         )
         longest = 0 if all(job.fetch for job in api.table.jobs) else len(issue(now=0).url)
-        for message, is_so in _unusable(settings, source, api, longest).items():
-            if is_so:
-                raise ConfigError(message)
+        _refuse_unusable(settings, source, api, longest)
         upstream = Egress(
             timeout_seconds=CONNECT_SECONDS,
             connections=0,  # how many are under way at once has a limit of its own
@@ -62,16 +60,17 @@ class SubmitSource:
         return cls(source, api, pull, upstream, issue)
 
 
-def _unusable(settings: Settings, source: SourceSettings, api: ProviderApi, longest: int) -> dict[str, bool]:
-    """Return why nothing could be submitted, and whether it is so; `longest` is the length of a callback URL, 0 where none is sent."""
-    table, has_own = api.table, source.own_callback == "pass"
-    is_led_back = any(job.rewrite for job in table.jobs)
-    return {
-        f"submissions need the provider's key: set sources.{source.name}.api_key": not api.auth,
-        'callbacks carry the account\'s key: leave own_callback = "pass" out': has_own
-        and table.callbacks_have_key,
-        "answers of this provider have URLs that are to lead back to receiver: set submit.url": is_led_back
-        and settings.submit.url is None,
-        f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most": longest
-        > table.max_url,
-    }
+def _refuse_unusable(settings: Settings, source: SourceSettings, api: ProviderApi, longest: int) -> None:
+    """Raise `ConfigError` where nothing could be submitted; `longest` is the length of a callback URL, 0 where none is sent."""
+    table = api.table
+    if not api.auth:
+        raise ConfigError(f"submissions need the provider's key: set sources.{source.name}.api_key")
+    if table.callbacks_have_key and source.own_callback == "pass":
+        raise ConfigError('callbacks carry the account\'s key: leave own_callback = "pass" out')
+    if settings.submit.url is None and any(job.rewrite for job in table.jobs):
+        raise ConfigError(
+            "answers of this provider have URLs that are to lead back to receiver: set submit.url"
+        )
+    if longest > table.max_url:
+        most = f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most"
+        raise ConfigError(most)
