@@ -44,7 +44,6 @@ from receiver.core.event import EventDraft, Recorded, RecordStatus
 from receiver.core.fetch import Failed, Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
 from receiver.core.tokens import CallbackTokens
-from receiver.engine.claims import claims_of
 from receiver.engine.normalizer import Normalizer
 from receiver.engine.overload import LoadShedder, Place, Storing
 from receiver.engine.recorder import Recorder, kept_type
@@ -236,7 +235,7 @@ class Intake:
             return head
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
-                claims = await claims_of(self._store, bare)
+                claims = await self._store.token_claims(bare)
         except (StoreUnavailable, TimeoutError):
             claims = bare
         return replace(head, claims=claims)

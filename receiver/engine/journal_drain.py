@@ -11,7 +11,6 @@ from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import IgnoredCallback, JournalUnavailable, Unavailable, reason_of
 from receiver.core.event import Recorded, RecordStatus
 from receiver.core.observe import Observer
-from receiver.engine.claims import claims_of
 from receiver.engine.erasure import drop_erased
 from receiver.engine.normalizer import Normalizer, parked
 from receiver.engine.recorder import Recorder
@@ -101,7 +100,7 @@ class JournalDrain(BackgroundPart):
         provider = self._providers[callback.source]
         if callback.claims is not None and callback.claims.unread:
             # One that was removed meanwhile had proved the callback all the same.
-            claims = await claims_of(self._store, callback.claims) or replace(callback.claims, unread=False)
+            claims = await self._store.token_claims(callback.claims) or replace(callback.claims, unread=False)
             callback = replace(callback, claims=claims)
         try:
             if callback.body.size <= _BIG_JSON:

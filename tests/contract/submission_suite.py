@@ -53,7 +53,7 @@ class SubmissionSuite:
         made = new(1)
         assert await store.begin_submission(*made) is None
         assert list(await store.submissions(ALL)) == [made[0]]
-        assert await store.token_claims(f"{1:020x}") == made[1]
+        assert await store.token_claims(made[1]) == made[1]
         await store.end_submission(ended(made, SubmissionState.ACCEPTED, "job-1"))
         [row] = await store.submissions(SubmissionFilter(application="crm", source="speech", job_id="job-1"))
         assert (row.state, row.status, row.answer) == (SubmissionState.ACCEPTED, 200, b"answer")
@@ -135,6 +135,6 @@ class SubmissionSuite:
             subject = Subject(kind=kind, key=key)
             await store.erase(Erasure(subject=subject, tombstone_id=f"tmb_{number}", digest="d", now=T0))
             assert await store.submissions(ALL) == []
-            claims = await store.token_claims(f"{number:020x}")
+            claims = await store.token_claims(TokenClaims(source="speech", token_id=f"{number:020x}"))
             assert claims is not None
             assert claims.ref is None

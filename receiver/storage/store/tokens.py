@@ -23,10 +23,11 @@ def add(session: Session, claims: Sequence[TokenClaims]) -> list[None]:
     return [None] * len(rows)
 
 
-def claims(session: Session, token_id: str) -> TokenClaims | None:
-    """Return the claims of a short token; None if it is unknown or expired and removed."""
-    rows = session.run("token_claims", {"id": token_id})
+def claims(session: Session, bare: TokenClaims) -> TokenClaims | None:
+    """Return the claims of a short token, whose URL holds only the row's id; None if it is unknown or expired and removed."""
+    rows = session.run("token_claims", {"id": bare.token_id})
     if not rows:
         return None
     found = dict(zip(_COLUMNS, rows[0], strict=True))
-    return TokenClaims(**found | {"format": msgspec.json.decode(found["format"])})
+    found["format"] = msgspec.json.decode(found["format"])
+    return TokenClaims(**found, job_secret=bare.job_secret, secret=bare.secret)
