@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
@@ -73,8 +72,10 @@ class Request:
 
     def reading(self, document: Document) -> Request:
         """Return this request with another document."""
-        other = copy(self)
-        other.document = document
+        if document is self.__dict__.get("document"):
+            return self
+        other = Request.__new__(Request)
+        other.__dict__.update(self.__dict__, document=document)
         return other
 
     def once(self, reader: object, read: Callable[[], T]) -> T:
