@@ -578,6 +578,7 @@ async def test_an_idempotency_key_brings_the_first_answer_and_no_other_job(both:
     first = await up.client.post(LISTEN, content=b"a", headers=key)
     again = await up.client.post(LISTEN, content=b"a", headers=key)
     assert first.json() == again.json() == {"request_id": "job-1"}
+    assert first.headers["x-receiver-submission"] == again.headers["x-receiver-submission"]
     assert again.headers["x-receiver-replayed"] == "1"
     assert (await up.client.post(LISTEN, content=b"b", headers=key)).status_code == 422
     assert (await up.client.post(LISTEN, content=b"b")).status_code == 200

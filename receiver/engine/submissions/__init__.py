@@ -83,6 +83,8 @@ class Submissions:
             except (Exception, asyncio.CancelledError) as error:
                 answer = self._refusal(error, report, passing)
             report.status = answer.status
+            if passing is not None and passing.submission is not None:
+                answer.headers.append(("x-receiver-submission", passing.submission.id))
             try:
                 yield answer
             finally:

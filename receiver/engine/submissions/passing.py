@@ -337,7 +337,7 @@ class Passing(Struct):
         if earlier.answer is None:
             raise SubmissionRefused(424, UNKNOWN)
         headers, body = msgspec.msgpack.decode(earlier.answer, type=tuple[list[tuple[str, str]], bytes])
-        headers += [("x-receiver-submission", earlier.id), ("x-receiver-replayed", "1")]
+        headers.append(("x-receiver-replayed", "1"))
         return Answer(status=earlier.status or 200, headers=headers, body=once(body))
 
     # ------------------------------------------------------------ the exchange
@@ -398,10 +398,8 @@ class Passing(Struct):
     def _passed_back(self, reply: Incoming, start: bytes = b"") -> Answer:
         """Return a provider's answer, of which `start` was read."""
         self.report.outcome = "forwarded"
-        lines = headers_back(reply.headers)
-        if self.submission is not None:
-            lines.append(("x-receiver-submission", self.submission.id))
-        return Answer(status=reply.status, headers=lines, body=self._rest(reply, start))
+        headers = headers_back(reply.headers)
+        return Answer(status=reply.status, headers=headers, body=self._rest(reply, start))
 
     async def _rest(self, reply: Incoming, piece: bytes) -> AsyncIterator[bytes]:
         """Yield an answer's body: what was read of it, and what comes. Raises `ReplyBroken`, `TimeoutError`."""
