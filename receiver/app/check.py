@@ -45,7 +45,7 @@ from receiver.system.disks import nearest, scarce
 
 def check_file(path: str | None, environ: Mapping[str, str]) -> tuple[Settings | None, list[Finding]]:
     """Load the settings and check all that can be understood of them; None when nothing can."""
-    used = path or environ.get("RECEIVER_CONFIG") or "receiver.toml"
+    used = str(load.file_of(path, environ))
     loaded = load.look(path, environ)
     found = [
         finding("E001", problem.where or used, problem.message, problem.fix) for problem in loaded.problems

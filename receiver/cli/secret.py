@@ -48,10 +48,12 @@ def rotate(
 
     The settings file is changed, comments and order kept. Where secrets come from the environment, what to set is printed.
     """
+    from receiver.settings.load import file_of
+
     _signing(ctx, destination)
     fresh = new_webhook_secret(pair=pair)
     until = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds(overlap))
-    rotation = Rotation(_path(ctx), destination, fresh, until)
+    rotation = Rotation(file_of(ctx.obj, os.environ), destination, fresh, until)
     written = rotation.write() if rotation.in_files and not only_print else []
     given = public_key(fresh) if pair else fresh
     if as_json:
@@ -91,10 +93,6 @@ def _signing(ctx: typer.Context, destination: str) -> None:
     kind = kind_of(settings.destinations[destination])
     if "secrets" not in kind.Settings.model_fields:
         raise UsageError(f"a destination of kind {kind.kind} signs nothing")
-
-
-def _path(ctx: typer.Context) -> Path:
-    return Path(ctx.obj or os.environ.get("RECEIVER_CONFIG") or "receiver.toml")
 
 
 _DATE = re.compile(r"[-_][0-9]{8}(t[0-9]{12})?$", re.IGNORECASE)

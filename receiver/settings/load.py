@@ -46,16 +46,20 @@ def load_settings(path: str | None, environ: Mapping[str, str] | None = None) ->
     return _whole(look(path, os.environ if environ is None else environ))
 
 
+def file_of(path: str | None, environ: Mapping[str, str]) -> Path:
+    """Return the settings file: `path`, else RECEIVER_CONFIG, else receiver.toml."""
+    return Path(path or environ.get("RECEIVER_CONFIG") or "receiver.toml")
+
+
 def look(path: str | None, environ: Mapping[str, str]) -> Loaded:
     """Read the settings file as `load_settings` does, and return what is wrong with it as well."""
-    named = path or environ.get("RECEIVER_CONFIG")
-    text, file = None, Path(named or "receiver.toml")
-    if named or file.exists():
+    text, file = None, file_of(path, environ)
+    if path or environ.get("RECEIVER_CONFIG") or file.exists():
         try:
             text = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            return Loaded(problems=[Problem("", f"{named or 'receiver.toml'} cannot be read: {reason}")])
+            return Loaded(problems=[Problem("", f"{file} cannot be read: {reason}")])
     return _read(text, environ, lambda name: (file.parent / name).read_text("utf-8"), file.parent)
 
 
@@ -73,8 +77,7 @@ def _whole(loaded: Loaded) -> Settings:
 def wanted_log(path: str | None, environ: Mapping[str, str]) -> str:
     """Return `server.log`, even from settings that are otherwise invalid: their errors are logged in that style too."""
     try:
-        file = Path(path or environ.get("RECEIVER_CONFIG") or "receiver.toml")
-        raw = tomllib.loads(file.read_text("utf-8")).get("server", {})
+        raw = tomllib.loads(file_of(path, environ).read_text("utf-8")).get("server", {})
     except (OSError, ValueError, RecursionError):
         raw = {}
     written = raw.get("log") if isinstance(raw, dict) else None
