@@ -108,7 +108,6 @@ class Journal:
 
     def _open(self) -> None:
         make_folder(self._folder)
-        found = []
         names = set(os.listdir(self._folder))
         for name in names:
             stem, _, kind = name.rpartition(".")
@@ -118,10 +117,7 @@ class Journal:
                 with contextlib.suppress(OSError):  # it can be swept another time
                     if path.stat().st_mtime < self._clock() / 1000 - _LEFTOVER_SECONDS:
                         path.unlink()
-            elif kind == "json":
-                with contextlib.suppress(FileNotFoundError):
-                    found.append(entry_at(self._folder / name))
-        for entry in sorted(found, key=lambda entry: entry.received_at):
+        for entry in look(self._folder):
             self._add(entry)
 
     def _add(self, entry: Entry) -> None:
@@ -399,7 +395,7 @@ async def _in_thread(work: Callable[[], T], *, folder: Path | str = "", entry: s
         raise unavailable(error, folder, entry=entry) from None
 
 
-def look(folder: str) -> list[Entry]:
+def look(folder: Path | str) -> list[Entry]:
     """Return what waits in a journal's folder, oldest first; changes nothing. Raises `JournalUnavailable`."""
     entries = []
     try:
