@@ -169,7 +169,8 @@ async def test_replicas_that_store_one_large_body_at_once_leave_one_object(
     weed: Weed, prefix: str, large: FileBody
 ) -> None:
     """The slower one hears at the end that the object is there, and finds it the same."""
-    async with Opened(weed.options(prefix)) as one, Opened(weed.options(prefix)) as other:
+    options = weed.options(prefix, timeout_seconds=60.0)  # a busy machine answers late
+    async with Opened(options) as one, Opened(options) as other:
         puts = (blobs.put("a/large.wav", large, content_type="audio/wav") for blobs in (one, other))
         first, second = await asyncio.gather(*puts)
         assert first == second
