@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from receiver.core import callback_urls
 from receiver.core.errors import ConfigError, ReceiverError
 from receiver.core.urls import is_private
 from receiver.core.webhook import new_webhook_secret
+from receiver.system.files import write_file
 from receiver.web.views import page
 
 if TYPE_CHECKING:
@@ -69,15 +71,13 @@ def _parsed(text: str) -> None:
 
 def _write_new(path: str, text: str) -> None:
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_file(Path(path), text.encode())
     except FileExistsError:
         raise ReceiverError(
             f"{path} is there already, and was left as it is: name another with --path, or remove it"
         ) from None
     except OSError as error:
         raise ReceiverError(f"{path} cannot be written: {error.strerror}") from None
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 def check(

@@ -28,7 +28,7 @@ from receiver.demo.deapi import Deapi
 from receiver.demo.deepdub import Deepdub
 from receiver.demo.playht import Playht
 from receiver.demo.serving import Callback, CallbackAttempt, send, served
-from receiver.system.files import is_running
+from receiver.system.files import is_running, write_file
 
 TIMEOUT_SECONDS = 60.0
 """Seconds to wait for any one promised thing."""
@@ -253,10 +253,7 @@ def _write_settings(stage: Stage, token_secret: str) -> None:
     lines.append('retry = {retries = 20, wait = 1}    # a real one would be "deepgram" or "standard"')
     lines += ["", "[[api.tokens]]", 'name = "demo"', f"secret = {json.dumps(stage.console_token)}"]
     lines.append('scopes = ["read", "operate", "admin"]')
-    text = "\n".join(lines) + "\n"
-    fd = os.open(stage.config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        file.write(text)
+    write_file(Path(stage.config), ("\n".join(lines) + "\n").encode())
 
 
 def fresh_folder(folder: Path) -> None:

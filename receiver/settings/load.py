@@ -19,7 +19,7 @@ from receiver.core.errors import ConfigError, SettingsError
 from receiver.core.findings import Problem
 from receiver.settings.model import DestinationSettings, Section, Settings, SourceSettings
 from receiver.settings.problems import Models, kind_at, place_of, problems_of
-from receiver.system.files import make_folder, sync_folder
+from receiver.system.files import make_folder, sync_folder, write_file
 
 T = TypeVar("T", bound=Section)
 _PREFIX = "RECEIVER__"
@@ -361,12 +361,7 @@ def made_token_secrets(settings: Settings) -> list[str]:
         make_folder(path.parent)
         with contextlib.suppress(FileExistsError):
             fresh = path.with_name(f".token-secret-{os.getpid()}-{secrets.token_hex(4)}")
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.write(fd, secrets.token_hex(32).encode())
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            write_file(fresh, secrets.token_hex(32).encode())
             try:
                 os.link(fresh, path)  # whoever is first wins; a half-written secret is never seen
             finally:
