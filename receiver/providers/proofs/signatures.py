@@ -254,7 +254,7 @@ class SignedProof(Proof, ABC):
         elements = by_name((name, value) for name, _, value in pairs)
         return entries if self.element is None else elements.get(self.element, []), elements
 
-    @property
+    @cached_property
     def _form(self) -> str:
         """How a signature is written: `a signature like t=…,v1=…`."""
         names = [place.name for place in self.template.places if place.kind == "element"]
