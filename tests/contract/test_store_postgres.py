@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 
 from receiver.core.errors import ConfigError, StoreUnavailable
 from receiver.core.event import EventSearch, RecordStatus
-from receiver.core.work import DeliveryFilter
-from receiver.storage.store.postgres import PostgresStore
+from receiver.core.sending import SendingRules
+from receiver.core.work import Claimed, DeliveryFilter
+from receiver.storage.store.postgres import PostgresBackend, PostgresStore
 from receiver.storage.store.statements import migrations
 from receiver.storage.store.store import Store
 from tests.contract.bulk_suite import BulkSuite
@@ -36,6 +38,7 @@ from tests.contract.submission_suite import SubmissionSuite
 from tests.contract.takeover_suite import NOTHING, TakeoverSuite
 from tests.contract.token_suite import TokenSuite
 from tests.support.kept_events import kept_events
+from tests.support.patience import PATIENCE
 from tests.support.postgres import database, execute, own_database, shared
 
 ALL = list(migrations("BYTEA"))
@@ -323,3 +326,47 @@ async def test_a_user_that_may_not_create_tables_runs_but_does_not_migrate() -> 
         ):
             await PostgresStore(empty.replace("postgres@", f"{role}@")).migrate()
         execute(url, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+class _SlowToCommit(PostgresStore):
+    """What it recorded is not committed before it may."""
+
+    may, waits = threading.Event(), threading.Event()
+
+    def _backend(self, *, writes: bool) -> PostgresBackend:
+        made = super()._backend(writes=writes)
+        commit = made.commit
+
+        def slowly() -> None:
+            if made._session is not None and made._session.changes:
+                self.waits.set()
+                assert self.may.wait(PATIENCE)
+            commit()
+
+        made.commit = slowly  # type: ignore[method-assign]
+        return made
+
+
+async def test_what_another_process_records_while_order_begins_is_sent_in_order(
+    store: PostgresStore, url: str
+) -> None:
+    slow, rules = _SlowToCommit(url), SendingRules(order="job")
+
+    async def claimed_in_order() -> list[Claimed]:
+        return await store.claim("app", worker="w", limit=9, now=T0 + 9, lease_until=T0 + 99, rules=rules)
+
+    await slow.open()
+    try:
+        await store.record(recording("app", job_id="j", at=T0))
+        recorded = asyncio.create_task(slow.record(recording("app", job_id="j", at=T0 + 1)))
+        assert await asyncio.to_thread(slow.waits.wait, PATIENCE)
+        claimed = asyncio.create_task(claimed_in_order())
+        waiting = "SELECT 1 FROM pg_locks WHERE relation = 'deliveries'::regclass AND NOT granted"
+        while not claimed.done() and await asyncio.to_thread(execute, url, waiting) == []:
+            pass
+        slow.may.set()
+        await recorded
+        assert (len(await claimed), await claimed_in_order()) == (1, [])
+    finally:
+        slow.may.set()
+        await slow.close()

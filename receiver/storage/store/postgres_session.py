@@ -197,6 +197,10 @@ class PostgresSession(Session):
         self._connection.execute("SET LOCAL lock_timeout = '4s'", prepare=False)
         self._connection.answer_seconds = UNBOUNDED_SECONDS
 
+    def lock_deliveries(self) -> None:
+        """Wait for transactions that write deliveries, and keep others from it until this one ends."""
+        self._connection.execute("LOCK TABLE deliveries IN SHARE ROW EXCLUSIVE MODE", prepare=False)
+
     def free_locks(self, own: str, named: Collection[str]) -> set[str]:
         """Hold a lock, and return those of others that no session holds; none where this session has not held its own before.
 

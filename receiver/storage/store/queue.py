@@ -240,6 +240,7 @@ def keep_order(session: Session, name: str, order: str, now: int) -> None:
     """Have the deliveries of a destination carry what they are ordered by (`job` or `ref`), also those that are there."""
     known = session.run("order_of_destination", {"name": name})
     if not known or known[0][0] != order:
+        session.lock_deliveries()  # or one that is being recorded would go by the order before
         session.run("set_order", {"name": name, "order": order, "at": now})
         ids = sorted(row[0] for row in session.run("deliveries_to_order", {"name": name}))
         session.run_rows("order_deliveries", [(row_id,) for row_id in ids])

@@ -317,6 +317,9 @@ class SqliteSession(Session):
     def lock_migrations(self) -> None:
         """Do nothing: the transaction that writes is the only one."""
 
+    def lock_deliveries(self) -> None:
+        """Do nothing, for the same reason."""
+
     def free_locks(self, own: str, named: Collection[str]) -> set[str] | None:
         """Hold a lock, and return those of others that no process holds; None where files cannot be locked."""
         try:

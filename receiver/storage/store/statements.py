@@ -149,6 +149,10 @@ class Session(ABC):
         """Keep other processes from migrating until the transaction ends."""
 
     @abstractmethod
+    def lock_deliveries(self) -> None:
+        """Wait for transactions that write deliveries, and keep others from it until this one ends."""
+
+    @abstractmethod
     def free_locks(self, own: str, named: Collection[str]) -> set[str] | None:
         """Hold the lock `own` for as long as this process lives; return those of `named` that no process holds.
 

@@ -12,7 +12,6 @@ import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from receiver.core.bulk import BulkOperation
@@ -71,12 +70,12 @@ _release_pickups = Each(PICKUPS.release)
 OPERATIONS: Sequence[Operation] = (
     migrate,
     check,
+    queue.keep_order,
     DELIVERIES.settle,
     pickup_rows.settle,
     _release,
     _release_pickups,
     _take_over,
-    queue.keep_order,
     queue.replay,
     queue.add,
     pickup_rows.add,
@@ -106,7 +105,7 @@ OPERATIONS: Sequence[Operation] = (
     retention.erase,
     logins.end,
 )
-"""Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded."""
+"""Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded, and who waits for a lock on a table holds no row."""
 URGENT = (event_rows.record, pickup_rows.defer)
 """Operations that a provider waits for."""
 
@@ -298,18 +297,18 @@ class Store:
         The call itself queues the request, before any await: an event recorded right after it is in the same transaction,
         and its delivery can be claimed by it.
         """
-        order = rules.order
-        if order is not None and self._ordered.get(destination) != order:
-            keeping = self.write(queue.keep_order, queue.keep_order.request(destination, order, now))
-            keeping.add_done_callback(partial(self._keeps, destination, order))
         request = ClaimRequest(
             destination, queue.token(worker, self._claim_lock), limit, now, lease_until, rules
         )
-        return self.write(DELIVERIES.claim, request)
+        if rules.order is None or self._ordered.get(destination) == rules.order:
+            return self.write(DELIVERIES.claim, request)
+        return self._claim_first(request, rules.order)
 
-    def _keeps(self, destination: str, order: str, kept: asyncio.Future[None]) -> None:
-        if not kept.cancelled() and kept.exception() is None:
-            self._ordered[destination] = order
+    async def _claim_first(self, request: ClaimRequest, order: str) -> list[Claimed]:
+        """Claim once deliveries of the destination carry what they are ordered by."""
+        await self.write(queue.keep_order, queue.keep_order.request(request.queue, order, request.now))
+        self._ordered[request.queue] = order
+        return await self.write(DELIVERIES.claim, request)
 
     release = _writes_each(_release)
     replay = _writes_each(queue.replay)
