@@ -116,6 +116,19 @@ class SubmissionSuite:
         )  # by a clock that was far ahead
         assert await store.count_usage((Usage("crm", "calls", 8, 2),)) == (2,)
 
+    async def test_what_is_known_of_one_stays_when_another_process_closes_it_as_unknown(
+        self, store: Store
+    ) -> None:
+        """A journal may tell what it came to between that process's look and its word."""
+        made = new(1, idempotency_key="k")
+        await store.begin_submission(*made)
+        await store.end_submission(ended(made, SubmissionState.UNKNOWN))
+        await store.end_submission(ended(made, SubmissionState.ACCEPTED, "job-1"))
+        [known] = await store.submissions(ALL)
+        await store.end_submission(ended(made, SubmissionState.UNKNOWN))
+        assert list(await store.submissions(ALL)) == [known]
+        assert known.job_id == "job-1"
+
     async def test_what_is_old_goes_and_what_is_open_stays(self, store: Store) -> None:
         left, done = new(1, fingerprint="a"), new(2, fingerprint="b")
         for made in (left, done):

@@ -762,6 +762,7 @@ UPDATE submissions SET fingerprint = :fingerprint WHERE id = :id
 
 -- name: end_submission
 -- Writes what a submission came to. Only an accepted one is remembered by its idempotency key.
+-- What is known stays when the one that closes what was left open comes late.
 UPDATE submissions
 SET
     state = :state,
@@ -770,7 +771,7 @@ SET
     answer = :answer,
     idempotency_key = CASE WHEN :state = 'accepted' THEN idempotency_key END,
     updated_at = :updated_at
-WHERE id = :id
+WHERE id = :id AND (state IN ('open', 'unknown') OR :state <> 'unknown')
 
 -- name: drop_submission
 -- Removes a submission of which nothing was sent.
