@@ -45,7 +45,7 @@ PROCESSED, COMPLETED = "job.processing", "job.completed"
 
 def _too_old(answer: httpx2.Response) -> bool:
     """Whether a signature was too old when it was read: the five minutes that it holds are five seconds of a busy machine."""
-    return answer.status_code == 401 and "from this machine's clock" in answer.text
+    return answer.status_code == 401 and "check this machine's clock" in answer.text
 
 
 class Storm:
