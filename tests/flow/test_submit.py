@@ -720,6 +720,14 @@ async def test_calls_that_ask_for_room_while_a_window_ends_are_both_admitted(bot
         await asyncio.gather(*(allowance.admit("upload", store, partial(next, at)) for at in calls))
 
 
+async def test_many_calls_at_once_leave_other_processes_their_share(both: Both) -> None:
+    token = SubmitToken(name="crm", secrets=(SecretStr(TOKEN),), sources=("deepgram",), per_minute=100)
+    busy, other, store = Allowance(token), Allowance(token), both[0].receiver.store
+    at = 20 * 86_400_000
+    await asyncio.gather(*(busy.admit("upload", store, lambda: at) for _ in range(10)))
+    await other.admit("upload", store, lambda: at)
+
+
 @pytest.mark.parametrize("size", [2 * MIB, pytest.param(256 * MIB, marks=pytest.mark.soak)])
 async def test_an_upload_that_is_cut_off_makes_no_job_and_leaves_nothing(tmp_path: Path, size: int) -> None:
     """At each tenth: the provider never has the whole of it."""

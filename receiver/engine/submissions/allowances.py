@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ class Allowance:
         self._bytes = _Limit("bytes", "bytes_per_day", settings.bytes_per_day, _DAY, pieces=250)
         self._jobs = _Limit("jobs", "jobs_per_day", settings.jobs_per_day, _DAY, pieces=250)
         self.under_way = 0
+        self._reserving: asyncio.Task[None] | None = None
 
     async def admit(self, kind: Kind, store: Store, clock: Callable[[], int]) -> None:
         """Count a call. Raises `SubmissionRefused` if a limit is reached, `StoreUnavailable`. `clock` gives epoch milliseconds."""
@@ -71,12 +73,21 @@ class Allowance:
         limits = [*counted, self._bytes]  # bytes are counted as they come
         # Looked at anew each time: two calls that held to two windows would take each other's for ended, without end.
         while taking := [(one, amount) for one in limits if (amount := one.wanted(clock())) is not None]:
+            # Calls at once wait for one reservation: each with its own would take the share of other processes.
+            if self._reserving is None:
+                self._reserving = asyncio.create_task(self._reserve(taking, store))
+            await asyncio.shield(self._reserving)
+        for one in counted:
+            one.left -= 1
+
+    async def _reserve(self, taking: Sequence[tuple[_Limit, int]], store: Store) -> None:
+        try:
             usages = tuple(Usage(self.application, one.what, one.window, amount) for one, amount in taking)
             totals = await store.count_usage(usages)
             for (one, _), usage, used in zip(taking, usages, totals, strict=True):
                 one.took(usage, used)
-        for one in counted:
-            one.left -= 1
+        finally:
+            self._reserving = None
 
     def add_bytes(self, count: int) -> None:
         """Count bytes of a body."""
