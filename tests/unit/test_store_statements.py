@@ -202,24 +202,13 @@ async def test_commits_do_not_copy_the_log_and_idleness_does(
     await store.close()
 
 
-async def test_a_long_log_is_copied_even_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "FORCED_PAGES", 50)
-    path = tmp_path / "log.db"
-    store = SqliteStore(str(path))
-    await store.open()
-    await store.migrate()
-    for _ in range(60):
-        await store.record(recording("app", body=b"x" * 20_000))
-    assert path.stat().st_size > 500_000
-    assert Path(f"{path}-wal").stat().st_size < 1_000_000
-    await store.close()
-
-
 @pytest.mark.parametrize("fails", [None, apsw.IOError, apsw.BusyError, apsw.FullError])
 async def test_while_callers_come_another_thread_copies_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: type[apsw.Error] | None
 ) -> None:
-    """The log still ends, since the writer copies the little that is left. A copy that fails costs no callback, and another follows."""
+    """The log begins afresh, and is cut, once the writer has copied the little that is left. A copy that fails costs no
+    callback, and another follows.
+    """
     monkeypatch.setattr(sqlite, "FORCED_PAGES", 200)
     monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 40)
     path = tmp_path / "log.db"
@@ -237,12 +226,13 @@ async def test_while_callers_come_another_thread_copies_the_log(
     store = SqliteStore(str(path))
     await store.open()
     await store.migrate()
-    count, grown = 0, False
-    while not {"store-copier", "store-writer"} <= copied_by or not grown:
+    count = longest = length = 0
+    while not {"store-copier", "store-writer"} <= copied_by or length >= longest:
         await store.record(recording("app", body=b"x" * 20_000))
         count += 1
-        grown = path.stat().st_size > 500_000
-    assert Path(f"{path}-wal").stat().st_size < 10_000_000
+        length = Path(f"{path}-wal").stat().st_size
+        longest = max(longest, length)
+    assert path.stat().st_size > 500_000
     assert len(await kept_events(store, limit=1000)) == count
     await store.close()
 
