@@ -90,7 +90,7 @@ def claim(connection: Connection, token: str) -> list[Any]:
     """Claim up to 64 deliveries in one transaction."""
     now = int(time.time() * 1000)
     text, names = named("due_deliveries")
-    asked = {"queue": "app", "now": str(now), "limit": str(BATCH), "held": "app"}
+    asked = {"queue": "app", "now": str(now), "limit": str(BATCH), "apart": "0", "full": "0", "held": "app"}
     with connection.pipeline():
         connection.execute("BEGIN")
         connection.execute(_PLANNER, ["off"])
