@@ -87,7 +87,7 @@ def fresh_disk(folder: Path) -> Iterator[Path]:
     place, image = folder / _DISK, folder / "disk.img"
     place.mkdir()
     with image.open("wb") as file:
-        file.truncate(4 * 2**30)
+        file.truncate(16 * 2**30)  # holes take no room; overload writes some gigabytes of audio
     making = (["mkfs.ext4", "-q", "-F", str(image)], ["mount", "-o", "loop", str(image), str(place)])
     try:
         for words in making:
