@@ -343,7 +343,7 @@ class _SlowToCommit(PostgresStore):
                 assert self.may.wait(PATIENCE)
             commit()
 
-        made.commit = slowly  # type: ignore[method-assign]
+        made.commit = slowly  # type: ignore[method-assign] # only this one connection is to be slow
         return made
 
 

@@ -34,7 +34,7 @@ class Destination(ABC):
     async def open(self) -> None:  # noqa: B027 - most have nothing to make ready
         """Make ready to send, where there is something to make ready."""
 
-    async def close(self) -> None:  # noqa: B027
+    async def close(self) -> None:  # noqa: B027 - most keep no connection of their own
         """Let go of connections, where there are any."""
 
     @abstractmethod
