@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PARTS  := $(VENV)/.ready-parts
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check fix bench bench-quick chaos soak million storm sdks lock clean
+.PHONY: help demo serve test check fix bench bench-quick bench-against chaos soak million storm sdks lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -57,6 +57,9 @@ bench: $(PARTS) ## Measure against bare baselines and write docs/benchmarks.md (
 
 bench-quick: $(PARTS) ## One short round of the main figures, in about two minutes
 	@$(BIN)/python -m bench --quick
+
+bench-against: $(PARTS) ## This checkout beside an older one, round by round (REV=a commit)
+	@$(BIN)/python -m bench.against $(REV) $(ARGS)
 
 chaos: $(PARTS) ## Every fault under load, three intakes and three workers (about ten minutes)
 	@$(BIN)/python -m chaos --write docs/reliability.md

@@ -130,8 +130,9 @@ def markdown(
         "destination and baseline share the machine below. Durable means SQLite with `synchronous=FULL`: every answer waited for the sync that covers it.",
         "",
         "`make bench` measures all of it and writes this page; `make bench ARGS='--quick --only all --rounds 2'` does that with shorter rounds and",
-        "smaller tables. `make bench-quick` measures the main figures in about two minutes and writes nothing. `make million` sends a million callbacks",
-        "through one process and draws memory, descriptors and answers; `make storm KILLS=200` kills receivers under load, looks for what was lost, and tells how soon they were back.",
+        "smaller tables. `make bench-quick` measures the main figures in about two minutes and writes nothing. `make bench-against REV=…` measures an",
+        "older commit and this one by turns. `make million` sends a million callbacks through one process and draws memory, descriptors and answers;",
+        "`make storm KILLS=200` kills receivers under load, looks for what was lost, and tells how soon they were back.",
     ]
     if _SOAK.exists():
         lines += ["", "![Memory, descriptors and answers over a long run](pictures/soak.svg)"]

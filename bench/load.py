@@ -3,8 +3,8 @@
     python -m bench.load PORT[,PORT…] CONNECTIONS SECONDS PATH KIND
 
 KIND is `listen` (Deepgram speech-to-text with Basic Auth, each with a request id of its own), `speech` (Deepgram
-text-to-speech, 8 KB of MP3) or `deapi` (signed). The connections are spread over the ports. Prints one JSON line: requests,
-seconds, statuses, and the latencies' p50 and p99 in milliseconds.
+text-to-speech, 8 KB of MP3), `long` (the same, 200 KB) or `deapi` (signed). The connections are spread over the ports.
+Prints one JSON line: requests, seconds, statuses, and the latencies' p50 and p99 in milliseconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 BASIC = "bench:bench-password"
 SECRET = "bench-secret-0123456789abcdefghijklmnop"
-MOST_PER_SECOND = {"listen": 12_000, "deapi": 12_000, "speech": 6_000}
+MOST_PER_SECOND = {"listen": 12_000, "deapi": 12_000, "speech": 6_000, "long": 600}
 _WORDS = "The order that was placed this morning is ready to be picked up. " * 18
 
 
@@ -63,6 +63,12 @@ def _sound() -> bytes:
 def speech(number: str) -> tuple[str, bytes]:
     """Return headers and body of a text-to-speech callback: 8 KB of audio, the request id in a header."""
     return f"content-type: audio/mpeg\r\n{_authorization()}dg-request-id: {number}\r\n", _sound()
+
+
+def long(number: str) -> tuple[str, bytes]:
+    """Return headers and body of a text-to-speech callback of 200 KB."""
+    headers, body = speech(number)
+    return headers, body * 25
 
 
 def deapi(number: str) -> tuple[str, bytes]:
@@ -154,7 +160,7 @@ class Results:
         self.latencies.append(seconds)
 
 
-KINDS = {"listen": listen, "speech": speech, "deapi": deapi}
+KINDS = {"listen": listen, "speech": speech, "long": long, "deapi": deapi}
 
 
 async def main(ports: list[int], connections: int, seconds: float, path: str, kind: str) -> None:

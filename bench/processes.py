@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,25 @@ concurrency = 64
     return path
 
 
+@dataclass(frozen=True)
+class Version:
+    """A checkout of receiver, and the interpreter that has its packages."""
+
+    name: str
+    root: Path
+    python: str
+
+
+HERE = Version("here", ROOT, sys.executable)
+
+
 @contextlib.contextmanager
-def process(*command: str, log: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run a command until the block ends, then SIGTERM it and wait."""
+def process(*command: str, log: Path, root: Path = ROOT, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run a command in `root` until the block ends, then SIGTERM it and wait."""
     with (
         log.open("a") as out,
         subprocess.Popen(
-            command, cwd=ROOT, stderr=out, text=True, stdout=options.pop("stdout", out), **options
+            command, cwd=root, stderr=out, text=True, stdout=options.pop("stdout", out), **options
         ) as child,
     ):
         try:
@@ -80,15 +93,21 @@ def process(*command: str, log: Path, **options: Any) -> Iterator[subprocess.Pop
 
 @contextlib.contextmanager
 def receiver(
-    folder: Path, path: Path, *args: str, sync_ms: float = 0, command: str = "serve"
+    folder: Path,
+    path: Path,
+    *args: str,
+    sync_ms: float = 0,
+    command: str = "serve",
+    version: Version = HERE,
 ) -> Iterator[tuple[int, int]]:
-    """Run `receiver serve` (or `work`); give its port and process id."""
+    """Run `receiver serve` (or `work`) of a version; give its port and process id."""
     ready = folder / f"ready-{os.urandom(3).hex()}"
-    start = [sys.executable, "-m", *(["bench.slow_sync", str(sync_ms)] if sync_ms else ["receiver"])]
+    start = [version.python, "-m", *(["bench.slow_sync", str(sync_ms)] if sync_ms else ["receiver"])]
     flags = (
         ["--port", "0", "--ready-file", str(ready)] if command == "serve" else ["--ready-file", str(ready)]
     )
-    with process(*start, "--config", str(path), command, *flags, *args, log=folder / "log") as child:
+    words = [*start, "--config", str(path), command, *flags, *args]
+    with process(*words, log=folder / "log", root=version.root) as child:
         until = time.monotonic() + 30
         while not ready.exists():
             if child.poll() is not None or time.monotonic() > until:

@@ -40,7 +40,7 @@ const (
 )
 
 // perSecond is how many requests are made ahead for each second of a load.
-var perSecond = map[string]float64{"listen": 12000, "deapi": 12000, "speech": 6000}
+var perSecond = map[string]float64{"listen": 12000, "deapi": 12000, "speech": 6000, "long": 600}
 
 var sound = sync.OnceValue(func() []byte {
 	read, err := os.ReadFile(sample)
@@ -90,8 +90,12 @@ func body(kind, id string) (string, []byte) {
 			`["30089e05-99d1-4376-b32e-c263170674af"], "model_info": {"30089e05-99d1-4376-b32e-c263170674af": ` +
 			`{"name": "general", "version": "1"}}}, "results": {"channels": [{"alternatives": [{"transcript": "` +
 			strings.Repeat(words, 18) + `", "confidence": 0.99, "words": []}]}]}}`)
-	case "speech":
-		return "content-type: audio/mpeg\r\n" + authorization + "dg-request-id: " + id + "\r\n", sound()
+	case "speech", "long":
+		content := sound()
+		if kind == "long" {
+			content = bytes.Repeat(content, 25)
+		}
+		return "content-type: audio/mpeg\r\n" + authorization + "dg-request-id: " + id + "\r\n", content
 	case "deapi":
 		made := []byte(`{"event": "job.completed", "delivery_id": "` + id + `", "timestamp": "2026-11-21T01:02:03.456Z", ` +
 			`"data": {"job_request_id": "` + id + `", "status": "done", "previous_status": "processing", ` +
@@ -103,7 +107,7 @@ func body(kind, id string) (string, []byte) {
 		return "content-type: application/json\r\nx-deapi-timestamp: " + stamp + "\r\nx-deapi-signature: sha256=" +
 			hex.EncodeToString(proof.Sum(nil)) + "\r\n", made
 	}
-	fail(errors.New("KIND is listen, speech or deapi"))
+	fail(errors.New("KIND is listen, speech, long or deapi"))
 	return "", nil
 }
 
