@@ -15,8 +15,8 @@ from bench.engine import AtOnce
 from bench.measures import Row
 from bench.relay import Counting, clock, recording
 from bench.servers import database_cpu
+from receiver.core.destinations import PLAIN, SendingRules, rate
 from receiver.core.retry import policy
-from receiver.core.sending import PLAIN, SendingRules, rate
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.storage.store.postgres import PostgresStore

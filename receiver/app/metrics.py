@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from receiver.core.destination_health import DestinationState, DestinationStatus
+from receiver.core.destinations import DestinationState, DestinationStatus
 from receiver.core.errors import SenderError, WrongSource
 from receiver.core.observe import (
     AttemptReport,
@@ -31,7 +31,7 @@ from receiver.core.observe import (
     SubmissionReport,
 )
 from receiver.core.work import Due, OutcomeKind, StoreStats
-from receiver.system.disks import free_bytes
+from receiver.system.files import free_bytes
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 6, 10, 30)
 _Times = partial(Histogram, buckets=_SECONDS)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from receiver.app.codes import finding
+from receiver.app.check import finding
 from receiver.core.clock import wall_clock
 from receiver.core.findings import Finding
 from receiver.outbound.destinations import Destination, kind_of

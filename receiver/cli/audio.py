@@ -71,8 +71,8 @@ async def _of_event(settings: Settings, event_id: str) -> tuple[bytes, dict[str,
 def _examined(data: bytes, content_type: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Return the facts by the names that events have, and under `how` where each came from."""
     from receiver.providers.toolkit import asked_encoding, audio_draft, magic
-    from receiver.system.audio.facts import facts as audio_facts
     from receiver.system.audio.formats import MEDIA_TYPES, beginning
+    from receiver.system.audio.formats import facts as audio_facts
 
     media_type, parameters = split_media_type(content_type)
     start = beginning(MemoryBody(data))

@@ -13,11 +13,11 @@ from receiver.cli.opening import acting, load_to_look, made_store
 from receiver.cli.options import AsJson, Wide
 from receiver.cli.output import Listing, print_json, print_list
 from receiver.core.clock import wall_clock
-from receiver.core.destination_health import ACTIONS
+from receiver.core.destinations import ACTIONS
 from receiver.web.views import view
 
 if TYPE_CHECKING:
-    from receiver.core.destination_health import DestinationState
+    from receiver.core.destinations import DestinationState
     from receiver.settings.model import Settings
 
 destinations = typer.Typer(

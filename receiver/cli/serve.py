@@ -185,8 +185,8 @@ def _run_several(
     work: bool,
     ready_file: str | None,
 ) -> None:
-    from receiver.settings.changes import taken
     from receiver.settings.load import postgres_url
+    from receiver.web.reloading import taken
     from receiver.web.server import Doing, run
     from receiver.web.supervisor import supervise
 

@@ -18,7 +18,7 @@ from msgspec.structs import asdict
 from receiver.cli.opening import load
 from receiver.cli.options import AsJson, option
 from receiver.cli.output import counted, print_json, print_table
-from receiver.core import callback_urls
+from receiver.core import urls
 from receiver.core.errors import ConfigError, ReceiverError
 from receiver.core.urls import is_private
 from receiver.core.webhook import new_webhook_secret
@@ -37,7 +37,7 @@ def init(
     app_url: Annotated[str | None, option("--app-url", help="Where your application takes events.")] = None,
 ) -> None:
     """Write a settings file with fresh secrets."""
-    for problem in callback_urls.public_url_problems(public_url) if public_url else ():
+    for problem in urls.public_url_problems(public_url) if public_url else ():
         raise ConfigError(f"--public-url: {problem.message}; {problem.fix}")
     made = fresh()
     text = settings_file(made, public_url=public_url, app_url=app_url or APP_URL)
@@ -46,7 +46,7 @@ def init(
     flag = "" if path == "receiver.toml" else f"--config {path} "
     typer.echo(f"{path} is written, with fresh secrets; only you can read it.\n\nNext:")
     if public_url:
-        url = callback_urls.callback_url(public_url, "deepgram", basic=made.basic)
+        url = urls.callback_url(public_url, "deepgram", basic=made.basic)
         typer.echo(f"  1. Give Deepgram this callback URL:\n     {url}")
         typer.echo(f"     or one for each job: receiver {flag}callback-url deepgram --ref YOUR-ID")
     else:

@@ -1,21 +1,24 @@
 """Ids, and the event from draft to record: pure data, no I/O. Times are epoch milliseconds (`int`), always passed in.
 
-Ids are text, made in this file and sortable by time. core/event_json.py encodes an event as JSON; engine/recorder.py stores
-its parts and completes it.
+Ids are text, made in this file and sortable by time. A callback's idempotency keys hold within its source, or only within the
+job whose URL it came by. core/event_json.py encodes an event as JSON; engine/recorder.py stores its parts and completes it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
-from receiver.core.callback import Arrival, Head
+from receiver.core.callback import Arrival, Head, VerifiedCallback
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
@@ -400,3 +403,49 @@ class EventSearch(Struct, frozen=True, kw_only=True):
     """The last place of the page before."""
     newest_first: bool = False
     limit: int = 50
+
+
+# ---------------------------------------------------------------- the scope of idempotency keys
+
+_OF_A_JOB = frozenset(("token", "job_secret", "digest"))
+"""Proofs that the holder of one job's URL can make (anybody can make a digest); all others prove the provider's account."""
+_SCOPE = re.compile(r"token:[0-9a-f]+:")
+_LONGEST = 200
+"""Characters of an idempotency key."""
+
+
+def scope(callback: VerifiedCallback) -> str:
+    """Return the prefix of a callback's idempotency keys: "" if a proof of the account holds, else one of its own URL.
+
+    So one job's URL never takes a key of another job, and the account's callback about a job is no duplicate of it.
+    """
+    claims = callback.claims
+    return f"{claims.expectation}:" if claims is not None and callback.proofs <= _OF_A_JOB else ""
+
+
+def scope_of(key: str) -> str:
+    """Return the scope that an idempotency key is in."""
+    found = _SCOPE.match(key)
+    return found[0] if found else ""
+
+
+def within(scope: str, key: str) -> str:
+    """Return an idempotency key in a scope; a key that is in it already stays as it is."""
+    if key.startswith(scope):
+        return key
+    if len(scope) + len(key) > _LONGEST:
+        key = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return scope + key
+
+
+def scoped(scope: str, draft: EventDraft) -> EventDraft:
+    """Return a draft with all its keys, that of a result to be fetched included, in a scope."""
+    if not scope:
+        return draft
+    remote, second = draft.remote, draft.second_key
+    return replace(
+        draft,
+        idempotency_key=within(scope, draft.idempotency_key),
+        second_key=second and within(scope, second),
+        remote=remote and replace(remote, key=within(scope, remote.key)),
+    )

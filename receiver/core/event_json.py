@@ -1,22 +1,24 @@
 """The event as JSON: the structs that are encoded, composed once when it is recorded, rendered with fresh links at every attempt.
 
 docs/events.md describes each field for applications, and JSON Schemas are made from the structs; core/event.py has what an event is
-made of, core/webhook.py its signature.
+made of, core/webhook.py its signature. An event also goes as a CloudEvent 1.0, in structured and in binary mode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, get_args
+from urllib.parse import quote
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from receiver.core.clock import iso
 from receiver.core.event import AudioFacts, Event, EventDraft, JobError, StoredBlob, TranscriptDraft
 
 if TYPE_CHECKING:
     from receiver.core.tokens import ObjectLinks
+
 
 SCHEMA = 1
 DATA_LIMIT = 18_000
@@ -292,11 +294,11 @@ def projected(data: Mapping[str, Any], wanted: Fields) -> dict[str, Any]:
 
 
 def _places(kind: type[Struct], above: str = "") -> Iterator[str]:
-    for field in msgspec.structs.fields(kind):
-        yield above + field.name
-        for part in get_args(field.type):
+    for one in msgspec.structs.fields(kind):
+        yield above + one.name
+        for part in get_args(one.type):
             if isinstance(part, type) and issubclass(part, Struct):
-                yield from _places(part, f"{above}{field.name}.")
+                yield from _places(part, f"{above}{one.name}.")
 
 
 PLACES = frozenset(_places(EventData))
@@ -306,3 +308,69 @@ PLACES = frozenset(_places(EventData))
 def may_be_there(place: str) -> bool:
     """Tell whether any event may have a field at this place below `data`."""
     return place in PLACES or place.startswith("provider_data.")
+
+
+# ---------------------------------------------------------------- attributes of messages, and CloudEvents
+# https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
+
+STRUCTURED_TYPE = "application/cloudevents+json"
+"""The content type of structured mode."""
+_PLAIN = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")
+
+
+class _Data(Struct):
+    source: str
+    job_id: str | None = None
+
+
+class About(Struct):
+    """The attributes of an event, read from its JSON body."""
+
+    type: str
+    time: str = field(name="timestamp")
+    """RFC 3339, as the body has it."""
+    data: msgspec.Raw
+    """The event's data as it stands in the body."""
+    source: str = ""
+    job_id: str | None = None
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What a message says of its event, by name: consumers filter by it without reading the body."""
+        return {"event-type": self.type, "event-source": self.source, "event-time": self.time}
+
+
+def about(body: bytes) -> About:
+    """Return the attributes of an event from its JSON body, whether or not some of its fields were left out."""
+    event = msgspec.json.decode(body, type=About)
+    data = msgspec.json.decode(event.data, type=_Data)
+    event.source, event.job_id = data.source, data.job_id
+    return event
+
+
+def structured(body: bytes, event_id: str) -> bytes:
+    """Return a whole event as one JSON document in structured mode."""
+    attributes, data = _cloud_event(body, event_id)
+    return msgspec.json.encode({**attributes, "datacontenttype": "application/json", "data": data})
+
+
+def binary(body: bytes, event_id: str) -> tuple[dict[str, str], bytes]:
+    """Return the `ce-…` headers of binary mode, and the event's data as the body."""
+    attributes, data = _cloud_event(body, event_id)
+    # What a header cannot hold is percent-encoded, as the binding says; so is what would end the quoting.
+    headers = {f"ce-{name}": quote(value, safe=_PLAIN) for name, value in attributes.items()}
+    return headers, bytes(data)
+
+
+def _cloud_event(body: bytes, event_id: str) -> tuple[dict[str, str], msgspec.Raw]:
+    event = about(body)
+    attributes = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": f"/sources/{quote(event.source)}",
+        "type": event.type,
+        "time": event.time,
+    }
+    if event.job_id:
+        attributes["subject"] = event.job_id
+    return attributes, event.data

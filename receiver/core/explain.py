@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from receiver.core.clock import iso
-from receiver.core.destination_health import DestinationState, DestinationStatus
+from receiver.core.destinations import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection, Stage
 from receiver.core.submission import Submission
 from receiver.core.work import (

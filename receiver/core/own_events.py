@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from receiver.core.clock import iso
-from receiver.core.destination_health import DestinationState
+from receiver.core.destinations import DestinationState
 from receiver.core.event import CallbackRow, Event, EventDraft, JobError, Recording, Stage, new_id
 from receiver.core.event_json import compose
 from receiver.core.submission import Submission

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from rich.console import Console
 
-from receiver.core import callback_urls
+from receiver.core import urls
 from receiver.core.clock import wall_clock
 from receiver.demo import deapi, deepgram
 from receiver.demo.deepdub import BASE_PATH
@@ -87,7 +87,7 @@ def _play(stage: Stage) -> None:
 
 def _deepgram(stage: Stage, ref: str, audio: bytes, *, token: str | None = None) -> Callback:
     token = token or stage.tokens.issue("deepgram", ref=ref, format={"product": "speak"})
-    url = callback_urls.compose(stage.base, "deepgram", token=token, basic=stage.basic)
+    url = urls.compose(stage.base, "deepgram", token=token, basic=stage.basic)
     return deepgram.speech(url, audio, content_type="audio/mpeg", method="PUT")
 
 
@@ -184,7 +184,7 @@ def _same_audio(line: Line, audio: bytes) -> dict[str, Any]:
 def _deapi_story(stage: Stage, ref: str, *, expired: bool = False) -> list[str]:
     """Let deAPI call back with processing and completed; return the events' ids. With `expired` the link is dead on arrival."""
     host = stage.deapi
-    url = callback_urls.compose(stage.base, "deapi", token=stage.tokens.issue("deapi", ref=ref))
+    url = urls.compose(stage.base, "deapi", token=stage.tokens.issue("deapi", ref=ref))
     job_id = host.add()
     job = deapi.Job(url, stage.deapi_secret, id=job_id, result_url=host.link(host.base, job_id))
     if expired:

@@ -97,7 +97,7 @@ class Simulation(Struct):
         job_secret: bool = False,
     ) -> str:
         """Return the callback URL to call: `url` as it is if it is one, else made as `callback-url` does."""
-        from receiver.core import callback_urls
+        from receiver.core import urls
         from receiver.settings.load import public_base
 
         if url is not None and "/callbacks/" in url:
@@ -110,7 +110,7 @@ class Simulation(Struct):
             basic = f"somebody:{secrets.token_hex(8)}"
         elif wrong:
             token = token[::-1]
-        return callback_urls.compose(base, self.source.name, token=token, basic=basic)
+        return urls.compose(base, self.source.name, token=token, basic=basic)
 
     def document(self, product: str, file: Path | None) -> dict[str, Any]:
         """Return the document that Deepgram sends: the one in the file, or the product's result."""

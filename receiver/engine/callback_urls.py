@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from receiver.core import callback_urls
+from receiver.core import urls
 from receiver.core.callback import TokenClaims
 from receiver.core.errors import UsageError
 from receiver.core.tokens import CallbackTokens
@@ -90,7 +90,7 @@ def issue_callback_url_without_token(public_url: str | None, source: SourceSetti
 def _url(public_url: str | None, source: SourceSettings, token: str | None) -> str:
     https_only, basic = adapter_of(source).https_only, newest_basic(source)
     deepgram = source.provider == "deepgram"
-    return callback_urls.callback_url(
+    return urls.callback_url(
         public_url, source.name, deepgram=deepgram, https_only=https_only, token=token, basic=basic
     )
 

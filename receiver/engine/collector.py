@@ -12,9 +12,8 @@ from msgspec.structs import replace
 
 from receiver.core.clock import iso
 from receiver.core.errors import Unavailable
-from receiver.core.event import EventDraft, JobError, Recording, RecordStatus, Stage
+from receiver.core.event import EventDraft, JobError, Recording, RecordStatus, Stage, scope_of, scoped, within
 from receiver.core.fetch import Failed, Fetch
-from receiver.core.idempotency import scope_of, scoped, within
 from receiver.core.observe import Observer, PickupReport
 from receiver.core.retry import pickup_delay
 from receiver.core.work import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from receiver.core.destination_health import ACTIONS, DestinationState
+from receiver.core.destinations import ACTIONS, DestinationState
 from receiver.core.errors import NotFound
 from receiver.storage.store.store import Store
 

@@ -8,8 +8,7 @@ from msgspec import Struct
 
 from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import MalformedCallback
-from receiver.core.event import EventDraft, new_id
-from receiver.core.idempotency import scope, scoped
+from receiver.core.event import EventDraft, new_id, scope, scoped
 from receiver.core.retention import CallbackKeys, Erasure, Subject, SubjectKind, Traces
 from receiver.providers import PushProvider
 from receiver.storage.blobs import Blobs

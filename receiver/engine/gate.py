@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from receiver.core.destination_health import DestinationState, asks_for_less, is_failure
+from receiver.core.destinations import DestinationState, asks_for_less, is_failure
 from receiver.core.work import Claimed, Outcome, OutcomeKind
 
 C = TypeVar("C")

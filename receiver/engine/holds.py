@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from receiver.core.destination_health import DestinationState, DestinationStatus
+from receiver.core.destinations import DestinationState, DestinationStatus
 from receiver.core.page import Page
 from receiver.core.work import Delivery, DeliveryFilter, DeliveryState, HeldBy
 from receiver.settings.model import DestinationSettings

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import RESOURCE_ERRORS, IgnoredCallback, MalformedCallback
-from receiver.core.event import EventDraft, Stage
-from receiver.core.idempotency import scope, scoped
+from receiver.core.event import EventDraft, Stage, scope, scoped
 from receiver.core.observe import Observer
 from receiver.providers import PushProvider
 

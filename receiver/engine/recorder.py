@@ -39,7 +39,7 @@ from receiver.providers import PullProvider, PushProvider
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.store.store import Store
-from receiver.system.audio.facts import facts as audio_facts
+from receiver.system.audio.formats import facts as audio_facts
 from receiver.system.body_buffer import BodyBuffer, FileBody
 
 _INLINE_BODY = 64 * 1024

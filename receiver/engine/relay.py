@@ -12,13 +12,20 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from receiver.core.destination_health import DestinationState, is_failure, probe_wait, reported
+from receiver.core.destinations import (
+    PLAIN,
+    DestinationState,
+    SendingRules,
+    Walk,
+    is_failure,
+    probe_wait,
+    reported,
+)
 from receiver.core.errors import StoreUnavailable, Unavailable
 from receiver.core.event_json import Fields
 from receiver.core.observe import AttemptReport, Observer
 from receiver.core.own_events import Routed, destination_event, transition
 from receiver.core.retry import RetryPolicy
-from receiver.core.sending import PLAIN, SendingRules, Walk
 from receiver.core.work import Claimed, DeliveryState, Outcome, OutcomeKind, Settlement
 from receiver.engine.gate import DestinationGate
 from receiver.engine.worker import (

@@ -14,7 +14,7 @@ from receiver.core.errors import NotFound
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import outline_of
 from receiver.system.audio.peaks import NEEDS_AV, Outline
-from receiver.system.child import printed_by
+from receiver.system.background import printed_by
 
 _SECONDS = 60.0
 _WAITING = 8

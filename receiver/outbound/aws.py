@@ -25,8 +25,8 @@ from receiver.outbound.proxy import ProxyUrl
 from receiver.outbound.queues import Message, Queue, over, refused, too_large
 from receiver.settings.model import DestinationSettings, Section
 from receiver.system.aws_signature import Signature
+from receiver.system.background import Threads
 from receiver.system.http1 import Reply
-from receiver.system.threads import Threads
 
 _THROTTLED = re.compile("Throttl|TooManyRequests|RequestLimit|OverLimit|SlowDown")
 _OVER_LIMIT = re.compile("must be shorter than|too long|over the limit")

@@ -29,6 +29,7 @@ from receiver.core.errors import AddressBlocked, ConfigError
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.guard import ANYWHERE, Guard, Target, literal, target
 from receiver.outbound.proxy import Proxy, ProxyTrouble
+from receiver.system.background import Threads
 from receiver.system.http1 import (
     Bounds,
     Connection,
@@ -40,7 +41,6 @@ from receiver.system.http1 import (
     Unanswered,
     with_headers,
 )
-from receiver.system.threads import Threads
 
 if TYPE_CHECKING:
     import aiohttp

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr, field_validator
 
-from receiver.core.event_attributes import About, about
+from receiver.core.event_json import About, about
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.client import failure_of
 from receiver.outbound.destinations import Destination

@@ -37,9 +37,8 @@ from receiver.core.work import Pickup
 from receiver.providers.documents import Document, decode_object, encode
 from receiver.providers.pickups import Lookup, Result
 from receiver.providers.toolkit import content_key, redacted, unsigned
-from receiver.settings.load import own_settings
+from receiver.settings.load import did_you_mean, own_settings
 from receiver.settings.model import MIB, Section, SourceSettings
-from receiver.settings.problems import did_you_mean
 from receiver.settings.submitting import ProviderApi, Submission
 from receiver.system.modules import class_named, module_names
 

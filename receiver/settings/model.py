@@ -20,12 +20,12 @@ from pydantic import (
     model_validator,
 )
 
+from receiver.core.destinations import SendingRules, rate
 from receiver.core.errors import UsageError
 from receiver.core.event_json import Fields, fields
 from receiver.core.retention import Retention, age
 from receiver.core.retry import RetryPolicy, policy
 from receiver.core.routing import Route, checked_place, conditions
-from receiver.core.sending import SendingRules, rate
 from receiver.core.urls import http_url
 
 MIB = 1024 * 1024

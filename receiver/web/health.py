@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starlette.responses import JSONResponse, Response
 
-from receiver.core.destination_health import DestinationStatus
+from receiver.core.destinations import DestinationStatus
 from receiver.core.errors import THREAD_ERRORS, ReceiverError, StoreUnavailable
 from receiver.engine.destination_actions import destination_states
 from receiver.settings.load import local_folders
-from receiver.system.disks import scarce
+from receiver.system.files import scarce
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from receiver.app.wiring import Receiver
-    from receiver.core.destination_health import DestinationState
+    from receiver.core.destinations import DestinationState
     from receiver.core.work import StoreStats
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from receiver.core.audit import Act
 from receiver.core.bulk import BulkOperation, Selection
 from receiver.core.callback import Arrival, TokenClaims
 from receiver.core.clock import iso
-from receiver.core.destination_health import DestinationState, DestinationStatus
+from receiver.core.destinations import DestinationState, DestinationStatus
 from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import Time
 from receiver.core.explain import Step

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.core.callback import Head
+from receiver.core.destinations import SendingRules
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
     CallbackRow,
@@ -27,7 +28,6 @@ from receiver.core.event import (
 )
 from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
 from receiver.core.routing import Decision
-from receiver.core.sending import SendingRules
 from receiver.core.tally import HOUR, MINUTE, Process, Tally, TallyBatch
 from receiver.core.work import (
     Claimed,
@@ -44,7 +44,7 @@ from receiver.engine import holds
 from receiver.settings.model import DestinationSettings
 from receiver.storage.store.destinations import Change
 from receiver.storage.store.events import REQUESTS, REQUESTS_OF_A_SOURCE
-from receiver.storage.store.logins import everywhere
+from receiver.storage.store.small_tables import everywhere
 from receiver.storage.store.store import Store
 from tests.support.kept_events import kept_events
 from tests.support.patience import PATIENCE

@@ -14,9 +14,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from receiver.core.destinations import SendingRules
 from receiver.core.errors import ConfigError, StoreUnavailable
 from receiver.core.event import EventSearch, RecordStatus
-from receiver.core.sending import SendingRules
 from receiver.core.work import Claimed, DeliveryFilter
 from receiver.storage.store.postgres import PostgresBackend, PostgresStore
 from receiver.storage.store.statements import migrations

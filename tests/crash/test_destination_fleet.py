@@ -12,7 +12,7 @@ import pytest
 
 from receiver.app.wiring import build_store
 from receiver.core.clock import wall_clock
-from receiver.core.destination_health import FIRST_PROBE_SECONDS, DestinationState, DestinationStatus
+from receiver.core.destinations import FIRST_PROBE_SECONDS, DestinationState, DestinationStatus
 from receiver.core.work import DeliveryFilter
 from receiver.engine.destination_actions import act_on_destination
 from receiver.settings.load import load_settings

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from receiver.app import wiring
-from receiver.app.codes import all_codes
+from receiver.app.check import all_codes
 from receiver.app.metrics import METRICS
 from receiver.cli.app import app
 from receiver.core import errors, event_json

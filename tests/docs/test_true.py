@@ -17,7 +17,7 @@ from standardwebhooks import WebhookVerificationError
 
 from receiver.__main__ import app
 from receiver.app.check import check
-from receiver.core import callback_urls, event_json
+from receiver.core import event_json, urls
 from receiver.core.event import EVENT_TYPES, EventDraft
 from receiver.core.retry import RETRY_AFTER_LIMIT
 from receiver.core.tokens import CallbackTokens
@@ -145,7 +145,7 @@ def test_limits_told_are_those_of_the_program() -> None:
     "name", ["README.md", "docs/configuration.md", "docs/providers.md", "docs/operating.md"]
 )
 def test_the_ports_told_are_those_that_are_taken(name: str) -> None:
-    *first, last = callback_urls.PORTS
+    *first, last = urls.PORTS
     numbers = ", ".join(map(str, first))
     told = rf"\b{numbers}(?:,| or| and) {last}\b(?!,? (?:or |and )?\d)"
     assert re.search(told, page(name).text)

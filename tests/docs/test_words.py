@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.app.codes import all_codes
+from receiver.app.check import all_codes
 from receiver.core import errors
 from receiver.providers import adapters
 from tests.docs.reading import PACKAGE, Page, modules, page, pages, rows

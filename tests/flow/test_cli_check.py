@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from receiver.app.codes import all_codes
+from receiver.app.check import all_codes
 from receiver.app.reach import reach, unreached
 from receiver.core.clock import wall_clock
 from receiver.settings.load import parse

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
-from receiver.core.destination_health import DestinationState
+from receiver.core.destinations import DestinationState
 from receiver.core.event import new_id
 from receiver.core.observe import Repeats
 from receiver.core.work import DeliveryFilter, DeliveryState, Pickup, PickupKind

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver.core import callback_urls
+from receiver.core import urls
 from receiver.core.clock import wall_clock
 from receiver.demo import deepgram
 from receiver.demo.serving import Callback, open_client, send, served
@@ -89,7 +89,7 @@ def api() -> Iterator[tuple[Api, DeepgramClient]]:
 
 def _url(up: Running, ref: str, product: str) -> str:
     token = up.receiver.tokens.issue("deepgram", ref=ref, format={"product": product})
-    return callback_urls.compose(up.base, "deepgram", token=token, basic=BASIC)
+    return urls.compose(up.base, "deepgram", token=token, basic=BASIC)
 
 
 def _named(made: Api, product: str) -> str:

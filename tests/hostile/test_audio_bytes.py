@@ -13,7 +13,7 @@ import pytest
 
 from receiver.core.event import AudioDraft, AudioFacts
 from receiver.providers.toolkit import audio_draft
-from receiver.system.audio.facts import facts
+from receiver.system.audio.formats import facts
 from tests.support import corpus
 
 MIB = 1024 * 1024

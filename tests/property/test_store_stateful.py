@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
 
-from receiver.core.destination_health import ACTIONS, DestinationState, reported
+from receiver.core.destinations import ACTIONS, PLAIN, DestinationState, Rate, SendingRules, Walk, reported
 from receiver.core.event import Stage
-from receiver.core.sending import PLAIN, Rate, SendingRules, Walk
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, DeliveryState, Outcome, OutcomeKind
 from receiver.storage.store.postgres import PostgresStore
 from receiver.storage.store.sqlite import SqliteStore

@@ -19,8 +19,7 @@ from typing import Any
 from receiver.core.callback import MemoryBody
 from receiver.core.event import AudioDraft, AudioFacts
 from receiver.providers.toolkit import audio_draft
-from receiver.system.audio.facts import facts
-from receiver.system.audio.formats import beginning
+from receiver.system.audio.formats import beginning, facts
 
 FOLDER = Path(__file__).parent.parent / "corpus"
 TABLE = FOLDER / "decoded.json"

@@ -287,7 +287,7 @@ def _become(asked: dict[str, Any]) -> tuple[str, list[str]]:
 def _import() -> None:
     for name in _IMPORTED:
         __import__(name)
-    from receiver.app.codes import all_codes
+    from receiver.app.check import all_codes
     from receiver.cli.app import app
     from receiver.outbound.client import trust
     from receiver.web.api.routes import OPERATIONS

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from receiver.core.audit import Act
 from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.callback import Arrival
-from receiver.core.destination_health import DestinationState, DestinationStatus
+from receiver.core.destinations import PLAIN, DestinationState, DestinationStatus, SendingRules
 from receiver.core.errors import NotFound, StoreUnavailable
 from receiver.core.event import (
     TIME_CHARS,
@@ -53,7 +53,6 @@ from receiver.core.retention import (
     Walk,
 )
 from receiver.core.routing import Decision
-from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.tally import HOUR, Process, Tally, TallyBatch
 from receiver.core.work import (
     Attempt,

@@ -8,12 +8,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from receiver.core.destination_health import DestinationState
+from receiver.core.destinations import PLAIN, DestinationState, SendingRules
 from receiver.core.errors import StoreUnavailable
 from receiver.core.event import Event
 from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
 from receiver.core.retry import RetryPolicy, policy
-from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import Claimed, Delivery, DeliveryFilter, Outcome, OutcomeKind, Settlement
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.outbound.destinations import Destination

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from receiver.core.event import AudioDraft, AudioFacts
-from receiver.system.audio.facts import facts
-from receiver.system.audio.formats import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES, sniff
+from receiver.system.audio.formats import MEDIA_TYPES, RAW_CODECS, RAW_MEDIA_TYPES, facts, sniff
 from receiver.system.audio.mp3_aac import frame_at
 from tests.support.corpus import told
 from tests.support.golden import ROOT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.system.audio.facts import facts
+from receiver.system.audio.formats import facts
 from tests.support import corpus
 
 DECODED = corpus.table()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from receiver.core.destination_health import DestinationState
+from receiver.core.destinations import DestinationState
 from receiver.core.event import Event, Rejection, Stage, new_id
 from receiver.core.explain import OVERDUE, PARKED, Cause, Job, explain
 from receiver.core.submission import Submission, SubmissionState

@@ -8,7 +8,7 @@ import random
 import msgspec
 import pytest
 
-from receiver.storage.store.bodies import difference, whole
+from receiver.storage.store.events import difference, whole
 
 _SPOKEN = {"results": {"text": "The order that was placed this morning is ready. " * 40, "at": [1.5, 2.25]}}
 _DATA = msgspec.json.encode({"event_id": "evt_1", "provider_data": _SPOKEN})

@@ -6,7 +6,7 @@ import pytest
 from psycopg import errors
 
 from receiver.core.errors import ConfigError
-from receiver.storage.store import postgres_connection, postgres_troubles
+from receiver.storage.store import postgres_connection
 from receiver.storage.store.postgres import PostgresStore
 
 
@@ -67,6 +67,6 @@ def test_a_password_that_is_escaped_is_fine() -> None:
 )
 def test_every_state_has_its_sentence_and_shows_no_value(state: str, words: str, dropped: bool) -> None:
     error = errors.lookup(state)("DETAIL: Key (id)=(secret) on host db.internal")
-    assert words in postgres_troubles.unavailable(error).message
-    assert "secret" not in postgres_troubles.unavailable(error).message
-    assert postgres_troubles.lost(error) is dropped
+    assert words in postgres_connection.unavailable(error).message
+    assert "secret" not in postgres_connection.unavailable(error).message
+    assert postgres_connection.lost(error) is dropped

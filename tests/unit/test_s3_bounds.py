@@ -206,7 +206,7 @@ async def test_closing_cuts_off_what_goes_on(sink: Sink, monkeypatch: pytest.Mon
 def test_a_thread_that_never_ends_does_not_hold_the_process() -> None:
     code = (
         "import threading\n"
-        "from receiver.system.threads import Threads\n"
+        "from receiver.system.background import Threads\n"
         "threads = Threads(1, 's3')\n"
         "threads.submit(threading.Event().wait)\n"
         "threads.close(); threads.join(0.1); print('over')\n"

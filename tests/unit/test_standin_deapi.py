@@ -17,7 +17,7 @@ from receiver.core.proofs import hmac_sha256_hex
 from receiver.demo import deapi
 from receiver.demo.deapi import ApiJob, Deapi
 from receiver.demo.serving import Callback, CallbackAttempt, open_client, send_until_accepted, waits_of
-from receiver.system.audio.facts import facts as audio_facts
+from receiver.system.audio.formats import facts as audio_facts
 from tests.support.collecting import NOW, Place, placed
 
 KEY = "dpn-sk-0123456789abcdef"

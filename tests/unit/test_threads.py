@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from receiver.system.threads import NoThread, Threads
+from receiver.system.background import NoThread, Threads
 
 
 @contextlib.contextmanager

@@ -7,10 +7,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from receiver.core.callback_urls import callback_url, compose, public_url_problems
 from receiver.core.errors import ConfigError
 from receiver.core.tokens import CallbackTokens
-from receiver.core.urls import is_private
+from receiver.core.urls import callback_url, compose, is_private, public_url_problems
 
 PUBLIC = "https://hooks.example.com"
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 from pydantic import Field, SecretStr, field_validator
 
 from receiver.core.errors import ConfigError
-from receiver.core.event_attributes import STRUCTURED_TYPE, binary, structured
+from receiver.core.event_json import STRUCTURED_TYPE, binary, structured
 from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor

@@ -29,8 +29,8 @@ from receiver.providers.proofs.request import (
     listed,
 )
 from receiver.providers.toolkit import Hosts, SecretList
+from receiver.settings.load import did_you_mean
 from receiver.settings.model import Section
-from receiver.settings.problems import did_you_mean
 from receiver.settings.submitting import Submission
 
 Family = Literal["speech", "transcript", "analysis", "media"]

@@ -20,8 +20,7 @@ from receiver.core.errors import BlobsUnavailable, ConfigError, NotFound
 from receiver.storage.blobs.s3_errors import GaveUp, is_outage, unavailable
 from receiver.storage.blobs.s3_options import S3Options, make_client, make_link_client
 from receiver.storage.blobs.s3_signed import FirstTries, Signer, trust_of
-from receiver.system.background import Background
-from receiver.system.threads import Threads
+from receiver.system.background import Background, Threads
 
 _PAUSES = (0.1, 0.5)
 """Seconds before the second and the third try of a call whose trouble may pass."""

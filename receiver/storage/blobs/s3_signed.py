@@ -21,8 +21,8 @@ from receiver.core.callback import Body
 from receiver.storage.blobs.s3_errors import is_outage, unavailable
 from receiver.storage.blobs.s3_options import CONNECT_SECONDS, S3Options
 from receiver.system.aws_signature import Signature
+from receiver.system.background import Threads
 from receiver.system.http1 import Bounds, Connection, Connections, Unanswered, with_headers
-from receiver.system.threads import Threads
 
 FIRST_LIMIT = 1024 * 1024
 """Bytes up to which a body's first try is made here."""

@@ -1,4 +1,4 @@
-"""The states of destinations, shared by all processes: one row each. Functions of core/destination_health.py change them
+"""The states of destinations, shared by all processes: one row each. Functions of core/destinations.py change them
 under a lock.
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from msgspec.structs import asdict, replace
 
-from receiver.core.destination_health import DestinationState, DestinationStatus
+from receiver.core.destinations import DestinationState, DestinationStatus
 from receiver.core.event import Recording
 from receiver.storage.store.events import record
 from receiver.storage.store.queue import replay

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -39,7 +40,6 @@ from receiver.core.event import (
 from receiver.core.page import Page
 from receiver.core.routing import Decision
 from receiver.core.work import DeliveryState
-from receiver.storage.store.bodies import difference, whole
 from receiver.storage.store.listing import (
     LOOKED_AT,
     LOOKED_UP,
@@ -52,6 +52,34 @@ from receiver.storage.store.listing import (
     page,
 )
 from receiver.storage.store.statements import Each, Row, Session, Value, clean, value_of
+
+# ---------------------------------------------------------------- kept bodies
+
+_WINDOW, _MEMORY = 15, 5
+"""zlib's parameters: the longest match distance, and the least memory, which makes the shortest header."""
+
+
+def difference(body: bytes | None, data: bytes) -> tuple[bytes | None, int]:
+    """Return the stored form of a body and its flag: 1 for a difference from the event's data, 0 for the body itself.
+
+    Most of a body is also in its event's data, which serves as zlib's dictionary: some hundred bytes instead of two thousand.
+    It is restored byte by byte, as long as the event exists.
+    """
+    if not body or len(body) > 2 * len(data):
+        return body, 0
+    deflate = zlib.compressobj(
+        zlib.Z_BEST_SPEED, zlib.DEFLATED, -_WINDOW, _MEMORY, zlib.Z_DEFAULT_STRATEGY, data
+    )
+    differs = deflate.compress(body) + deflate.flush()
+    return (differs, 1) if 2 * len(differs) < len(body) else (body, 0)
+
+
+def whole(kept: bytes | None, differs: int, data: bytes) -> bytes | None:
+    """Return the body that `difference` was given."""
+    if kept is None or not differs:
+        return kept
+    return zlib.decompressobj(-_WINDOW, data).decompress(kept)
+
 
 R = TypeVar("R")
 

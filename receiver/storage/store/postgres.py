@@ -26,9 +26,19 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ReceiverError, StoreUnavailable
 from receiver.storage.store import postgres_connection
-from receiver.storage.store.postgres_connection import ANSWER_SECONDS, Connection, connect, parse
+from receiver.storage.store.postgres_connection import (
+    ANSWER_SECONDS,
+    FAILURES,
+    OWN,
+    Connection,
+    Starved,
+    connect,
+    lost,
+    parse,
+    silent,
+    unavailable,
+)
 from receiver.storage.store.postgres_session import PostgresSession, Skew
-from receiver.storage.store.postgres_troubles import FAILURES, OWN, Starved, lost, silent, unavailable
 from receiver.storage.store.statements import Session, migrations
 from receiver.storage.store.store import Notified, Store
 from receiver.storage.store.writer import WAITS, Backend, Trouble, Waits

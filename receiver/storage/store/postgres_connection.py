@@ -1,26 +1,247 @@
-"""A connection to PostgreSQL: what `store.url` says, and the session that it is prepared for.
+"""A connection to PostgreSQL: what `store.url` says, the session that it is prepared for, and what its errors mean.
 
 No wait is endless: a server that is stopped, or cut off, is noticed in seconds.
 """
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg import RawCursor
+from psycopg import RawCursor, errors
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import Format
+from psycopg.pq import Conninfo, Format
 from psycopg.types.string import BytesBinaryDumper, StrDumperUnknown
 
-from receiver.core.errors import ConfigError
-from receiver.storage.store.postgres_troubles import OWN, PARAMETER, Starved, Unreached, starved
+from receiver.core.errors import ConfigError, StoreUnavailable, StoreUnusable
+from receiver.storage.store.statements import (
+    ADVICE,
+)
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
+
+# ---------------------------------------------------------------- errors as sentences: what is wrong and where to look
+
+_SEPARATE = "give receiver a database or a schema of its own"
+_GRANT = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO the user of store.url"
+PARAMETER = "a parameter of store.url, or a PG… variable, is wrong: {}"
+_ENDED = "the database server ended the connection"
+POOLER = (
+    "a pooler that lends connections for one transaction (PgBouncer's pool_mode = transaction) stands before the "
+    "database server: connect to the server itself, or set pool_mode = session"
+)
+_BROKE = "the connection to the database server broke"
+_NO_ANSWER = "the database server does not answer"
+# SQLSTATE or the beginning of one; what libpq says in its place when a connection cannot be made; what we say. The first
+# row that fits counts. The server's own words hold values and are never shown, except for the name of a parameter.
+_TROUBLES: tuple[tuple[str, str, str], ...] = (
+    (
+        "F0",
+        r'connection option "(\w+)"|invalid (\w+) (?:value|number): |bad value for (\w+)|parameter "([\w.]+)"',
+        PARAMETER,
+    ),
+    ("F0", r"definition of service|service file", PARAMETER.format("service")),
+    ("F0", r"GSSAPI encryption required|gssencmode value", PARAMETER.format("gssencmode")),
+    ("F0", r'method (?:"[^"]*" )?requirement', PARAMETER.format("require_auth")),
+    ("F0", r"channel binding required", PARAMETER.format("channel_binding")),
+    ("F0", r"not in hot standby|session is not read-only", PARAMETER.format("target_session_attrs")),
+    (
+        "53300",
+        r"too many c|connection slots",
+        "the server has no connection left: raise its max_connections, or run fewer processes",
+    ),
+    (
+        "28",
+        r"password|pg_hba.conf|role .* does not exist|not permitted to log in|no such user",
+        "the server refused the user or the password of store.url",
+    ),
+    (
+        "3D000",
+        r"database .* does not exist|no such database",
+        "the server has no database of the name that store.url gives",
+    ),
+    (
+        "57P03",
+        r"starting up|shutting down|recovery mode|not yet accepting",
+        "the database server is starting or stopping",
+    ),
+    ("25006", r"read-only|in recovery|standby", "the server takes no writes (a standby, or made read-only)"),
+    (
+        "F0TLS",
+        r"does not support SSL|certificate file|private key file",
+        "the connection to the database server could not be secured: compare sslmode and sslrootcert in store.url with what the server offers",
+    ),
+    (
+        "08NAME",
+        r"does not match host name",
+        "the database server's certificate is for another host name than the one in store.url",
+    ),
+    (
+        "08TLS",
+        r"certificate",
+        "the connection to the database server could not be secured: its certificate and ours, and sslrootcert in store.url, do not fit",
+    ),
+    (
+        "42501",
+        "",
+        f"the database's user lacks a right: the owner of the tables runs {_GRANT} (`receiver migrate` itself is for the owner)",
+    ),
+    ("42P05", "", POOLER),
+    ("26", "", POOLER),
+    ("42P07", "", f"another program's tables have these names: {_SEPARATE}"),
+    (
+        "42703",
+        "",
+        f"a table has other columns than this program's: {ADVICE}; or, if it is another program's, {_SEPARATE}",
+    ),
+    ("42", "", f"the database's tables are not those of this program: {ADVICE}"),
+    ("3F", "", "there is no schema to create tables in: look at search_path"),
+    ("22", "", "the database refused a value"),
+    ("23", "", "the database refused a row: its id is already there"),
+    ("40", "", "the transaction met others again and again, and was given up"),
+    ("53100", "", "the disk of the database server is full"),
+    ("53", "", "the database server is short of memory or other means"),
+    ("55P03", "", "another session has kept a row locked for too long"),
+    ("57014", "", "a statement took too long and was stopped"),
+    ("57", "", _ENDED),
+    ("25P", "", _ENDED),
+    ("08", "", _BROKE),
+    ("58", "", "the database server's disk reports an error"),
+    ("XX", "", "the database server reports damage or a fault of its own"),
+    ("XXFATAL", r"FATAL:", "the database server refused the connection: its log says why"),
+)
+_LASTING = ("26", "28", "3D", "3F", "42", "F0")
+"""SQLSTATEs that waiting does not mend. Class F0 is SQL's for wrong settings; here it also covers receiver's own."""
+
+_STARVED = {
+    errno.EMFILE: "this process has no file descriptor left: raise its limit",
+    errno.ENFILE: "this machine has no file descriptor left: raise its limit",
+}
+_NO_MEMORY = "this process has no memory left"
+OWN = (OSError, MemoryError)
+"""What psycopg passes on as it is when we are short of something: to wait for a connection it opens a file descriptor more."""
+FAILURES = (psycopg.Error, *OWN)
+
+_LOST_STATES = ("08", "57P", "25006", "25P03", "25P04", "XX", "58")
+
+
+class Starved(psycopg.OperationalError):
+    """A resource of this process or machine is used up; the server is not at fault."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(_short_of(error))
+
+
+def starved() -> Starved | None:
+    """Return the error if no socket can be had: libpq does not say so."""
+    try:
+        socket.socket().close()
+    except OWN as error:
+        return Starved(error)
+    return None
+
+
+def _short_of(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return _NO_MEMORY
+    return _STARVED.get(error.errno or 0) or f"{_BROKE}: {error.strerror or type(error).__name__}"
+
+
+def lost(error: Exception) -> bool:
+    """Whether the connection is not to be used again after this error."""
+    if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError):
+        return False
+    return error.sqlstate is None or error.sqlstate.startswith(_LOST_STATES)
+
+
+def silent(error: BaseException | None) -> bool:
+    """Whether we gave up waiting for an answer. The server speaks of timeouts, too, and not always with a SQLSTATE."""
+    return getattr(error, "sqlstate", None) is None and "timeout expired" in str(error)
+
+
+def unavailable(error: psycopg.Error | OSError | MemoryError) -> StoreUnavailable:
+    """Return the error for callers: what is wrong and where to look, without the server's own words, which hold values."""
+    if isinstance(error, OWN):
+        error = Starved(error)
+    if isinstance(error, Starved):
+        return StoreUnavailable(f"store: {error}")
+    lasting = (state_of(error) or "").startswith(_LASTING)
+    return (StoreUnusable if lasting else StoreUnavailable)(f"store: {_sentence(error)}")
+
+
+def state_of(error: psycopg.Error) -> str | None:
+    """Return the server's SQLSTATE, or the beginning of one that its words mean; None when no server said anything."""
+    if error.sqlstate is not None:
+        return error.sqlstate
+    text = str(error)
+    return next((state for state, words, _ in _TROUBLES if words and re.search(words, text)), None)
+
+
+def _sentence(error: psycopg.Error) -> str:
+    state, text = error.sqlstate, str(error)
+    for prefix, words, sentence in _TROUBLES:
+        match = re.search(words, text) if words and state is None else None
+        if match is not None:
+            return sentence.format(next(filter(None, match.groups()), "")) + _whom(error, prefix)
+        if state is not None and state.startswith(prefix) and sentence != PARAMETER:
+            return sentence + _whom(error, prefix)
+    if state is not None:
+        return f"the database cannot be used ({state})"
+    if isinstance(error, errors.ConnectionTimeout) or silent(error):
+        return f"{_NO_ANSWER} at {error.place}" if isinstance(error, Unreached) else _NO_ANSWER
+    return error.sentence if isinstance(error, Unreached) else _BROKE
+
+
+def _whom(error: psycopg.Error, state: str) -> str:
+    if not isinstance(error, Unreached) or state not in {"28", "3D000"}:
+        return ""
+    return f' (user "{error.user}", database "{error.database}")'
+
+
+class Unreached(psycopg.OperationalError):
+    """No connection could be made: what libpq said, and the user, database and place it tried."""
+
+    def __init__(self, error: psycopg.OperationalError, info: Mapping[str, Any]) -> None:
+        super().__init__(str(error))
+        self.sqlstate = error.sqlstate
+        used = _defaults() | {name: str(value) for name, value in info.items() if value}
+        self.hosts = (used.get("host") or used.get("hostaddr") or "").split(",")
+        ports = (used.get("port") or "5432").split(",")
+        ports = ports if len(ports) == len(self.hosts) else ports[:1] * len(self.hosts)
+        self.place = ", ".join(_shown(host, port) for host, port in zip(self.hosts, ports, strict=True))
+        self.user = used.get("user") or ""
+        self.database = used.get("dbname") or self.user
+
+    @property
+    def sentence(self) -> str:
+        """Say what is wrong when no server answered."""
+        text = str(self)
+        if "refused" in text:
+            return f"the database server cannot be reached: nothing listens at {self.place}"
+        if re.search(r"translate host name|resolve", text):
+            return f"the database server cannot be reached: there is no host {' or '.join(self.hosts)}"
+        return f"the database server cannot be reached at {self.place}"
+
+
+def _defaults() -> dict[str, str]:
+    """Return what libpq takes where the URL is silent: PG… variables, and its own."""
+    known = {option.keyword.decode(): option.val for option in Conninfo.get_defaults()}
+    return {name: value.decode("utf-8", "replace") for name, value in known.items() if value}
+
+
+def _shown(host: str, port: str) -> str:
+    if not host or host.startswith(("/", "@")):
+        return f"the socket in {host}" if host else "the socket of this machine"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# ---------------------------------------------------------------- the connection
 
 T = TypeVar("T")
 

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from receiver.core.errors import ConfigError
-from receiver.storage.store.postgres_connection import connect, parse, pooled
-from receiver.storage.store.postgres_troubles import POOLER, state_of, unavailable
+from receiver.storage.store.postgres_connection import POOLER, connect, parse, pooled, state_of, unavailable
 from receiver.storage.store.statements import migrations, unfit
 
 _APART_MS, _TOO_FAR_MS = 5_000, 600_000

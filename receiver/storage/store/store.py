@@ -16,27 +16,25 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from receiver.core.bulk import BulkOperation
 from receiver.core.clock import wall_clock
+from receiver.core.destinations import PLAIN, SendingRules
 from receiver.core.errors import StoreUnavailable
-from receiver.core.sending import PLAIN, SendingRules
 from receiver.core.work import (
     Claimed,
     ClaimedPickup,
     StoreStats,
     TakenOver,
 )
-from receiver.storage.store import acts as act_rows
-from receiver.storage.store import bulk, logins, queue, retention, tokens
 from receiver.storage.store import destinations as destination_rows
 from receiver.storage.store import events as event_rows
 from receiver.storage.store import pickups as pickup_rows
+from receiver.storage.store import queue, retention, small_tables
 from receiver.storage.store import submissions as submission_rows
-from receiver.storage.store import tallies as tally_rows
 from receiver.storage.store.destinations import Change, Changed, ChangeRequest, Tell
 from receiver.storage.store.pickups import PICKUPS
 from receiver.storage.store.queue import DELIVERIES, ClaimRequest
 from receiver.storage.store.statements import Each, Session, check, migrate
 from receiver.storage.store.writer import WAITS, Backend, Operation, Waits, Writer
-from receiver.system.threads import OwnThread
+from receiver.system.background import OwnThread
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -79,7 +77,7 @@ OPERATIONS: Sequence[Operation] = (
     queue.replay,
     queue.add,
     pickup_rows.add,
-    tokens.add,
+    small_tables.add_tokens,
     submission_rows.count,
     submission_rows.delivered,
     submission_rows.end,
@@ -90,20 +88,20 @@ OPERATIONS: Sequence[Operation] = (
     pickup_rows.defer,
     destination_rows.change,
     destination_rows.recover,
-    bulk.begin,
-    bulk.change,
-    bulk.claim,
-    bulk.advance,
-    tally_rows.add,
+    queue.begin_operation,
+    queue.change_operation,
+    queue.claim_operation,
+    queue.advance_operation,
+    small_tables.add_tallies,
     DELIVERIES.claim,
     PICKUPS.claim,
     event_rows.reject,
-    act_rows.begin,
-    act_rows.end,
+    small_tables.begin_act,
+    small_tables.end_act,
     _ping,
     retention.prune,
     retention.erase,
-    logins.end,
+    small_tables.end_login,
 )
 """Every operation that writes. Within one transaction they run in this order, so a claim sees what was recorded, and who waits for a lock on a table holds no row."""
 URGENT = (event_rows.record, pickup_rows.defer)
@@ -347,8 +345,8 @@ class Store:
 
     # ------------------------------------------------------------ short callback tokens
 
-    add_token = _writes(tokens.add)
-    token_claims = _reads(tokens.claims)
+    add_token = _writes(small_tables.add_tokens)
+    token_claims = _reads(small_tables.token_claims)
 
     # ------------------------------------------------------------ claims of processes that have ended
 
@@ -385,32 +383,35 @@ class Store:
 
     # ------------------------------------------------------------ acts
 
-    begin_act = _writes_each(act_rows.begin)
-    end_act = _writes_each(act_rows.end)
-    acts = _reads(act_rows.acts)
+    begin_act = _writes_each(small_tables.begin_act)
+    end_act = _writes_each(small_tables.end_act)
+    acts = _reads(small_tables.acts)
 
     # ------------------------------------------------------------ operations on many rows
 
-    operation = _reads(bulk.operation)
-    operations = _reads(bulk.operations)
-    has_due_operation = _reads(bulk.is_due)
+    operation = _reads(queue.operation)
+    operations = _reads(queue.operations)
+    has_due_operation = _reads(queue.has_due_operation)
 
-    begin_operation = _writes_each(bulk.begin)
-    claim_operation = _writes_each(bulk.claim)
-    advance_operation = _writes_each(bulk.advance)
+    begin_operation = _writes_each(queue.begin_operation)
+    claim_operation = _writes_each(queue.claim_operation)
+    advance_operation = _writes_each(queue.advance_operation)
 
     async def change_operation(
         self, operation_id: str, *, running: bool, rate: int | None = None, now: int
     ) -> BulkOperation:
         """Run or stop an operation, at a new rate if one is given. An operation that is done stays done. Raises `NotFound`."""
-        await self.write(bulk.change, bulk.change.request(operation_id, running=running, rate=rate, now=now))
+        await self.write(
+            queue.change_operation,
+            queue.change_operation.request(operation_id, running=running, rate=rate, now=now),
+        )
         return await self.operation(operation_id)
 
     # ------------------------------------------------------------ counts by the minute, and processes
 
-    add_tallies = _writes_each(tally_rows.add)
-    tallies = _reads(tally_rows.tallies)
-    processes = _reads(tally_rows.processes)
+    add_tallies = _writes_each(small_tables.add_tallies)
+    tallies = _reads(small_tables.tallies)
+    processes = _reads(small_tables.processes)
 
     # ------------------------------------------------------------ retention
 
@@ -422,8 +423,8 @@ class Store:
 
     # ------------------------------------------------------------ logins of the console
 
-    login_ended = _reads(logins.ended)
-    end_login = _writes_each(logins.end)
+    login_ended = _reads(small_tables.login_ended)
+    end_login = _writes_each(small_tables.end_login)
 
     # ------------------------------------------------------------ transactions
 

@@ -12,7 +12,7 @@ from receiver.core.page import Page
 from receiver.core.retention import Subject, SubjectKind
 from receiver.core.submission import REPEAT_SECONDS, Submission, SubmissionFilter, SubmissionState, Usage
 from receiver.core.work import Pickup
-from receiver.storage.store import pickups, tokens
+from receiver.storage.store import pickups, small_tables
 from receiver.storage.store.events import resolve
 from receiver.storage.store.listing import named, newest_first, page
 from receiver.storage.store.statements import Each, Row, Session, Value, value_of
@@ -35,7 +35,7 @@ def begin(
     if not session.run_rows("insert_submissions", [(*row[:11], int(row[11]), *row[12:])]):
         return _earlier(session, wanted)  # another process wrote one with the key a moment ago
     if claims is not None:
-        tokens.add(session, [claims])
+        small_tables.add_tokens(session, [claims])
     if expectation is not None:
         pickups.add(session, [expectation])
     return None

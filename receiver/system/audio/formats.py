@@ -1,8 +1,10 @@
-"""Audio formats: one table of how their bytes begin, of their media types, extensions and codecs."""
+"""Audio formats: one table of how their bytes begin, of their media types, extensions and codecs; and the facts that bytes tell."""
 
 from __future__ import annotations
 
 import re
+import struct
+import time
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -10,13 +12,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import Body
-from receiver.core.event import AudioFacts
+from receiver.core.event import AudioDraft, AudioFacts
 from receiver.system.audio.flac import flac
 from receiver.system.audio.matroska import matroska
 from receiver.system.audio.mp3_aac import find_frames, frames
 from receiver.system.audio.mp4 import mp4
 from receiver.system.audio.ogg import ogg
-from receiver.system.audio.reading import ID3, Source, opened
+from receiver.system.audio.reading import ID3, Source, note_length, opened
 from receiver.system.audio.wav import wav
 
 
@@ -100,3 +102,28 @@ def sniff(prefix: bytes) -> Format | None:
         return _FORMATS[(match.lastindex or 1) - 1]
     found = find_frames(prefix)
     return replace(BY_EXTENSION[found[1][0]], certain=found[2]) if found else None
+
+
+_DAMAGE = (OSError, struct.error, LookupError, ValueError, ArithmeticError)
+
+
+def facts(audio: str | bytes, draft: AudioDraft, *, deadline_seconds: float = 0.5) -> AudioFacts:
+    """Return the audio's length, rate, channels and codec, from a file's path or from its bytes.
+
+    `draft` has the format, and the rate and codec of raw samples. Takes `deadline_seconds` of processor time at most and never raises: a
+    fact that cannot be read is None. Blocks; meant for a thread.
+    """
+    found = AudioFacts(sample_rate_hz=draft.sample_rate_hz, channels=draft.channels, codec=draft.codec)
+    form = BY_EXTENSION.get(draft.extension)
+    try:
+        with opened(audio) as file:
+            source = Source(file, time.thread_time() + deadline_seconds)
+            if draft.bytes_per_frame and draft.sample_rate_hz:
+                seconds = source.size // draft.bytes_per_frame / draft.sample_rate_hz
+                note_length(found, seconds, "the number of bytes, and the stated rate")
+            elif form and form.walk:
+                form.walk(source, source.behind_tags(), found)
+    except _DAMAGE:
+        pass  # what was known before stays
+    found.sample_rate_hz, found.channels = found.sample_rate_hz or None, found.channels or None  # 0 is damage
+    return found

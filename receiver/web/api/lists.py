@@ -14,7 +14,7 @@ from receiver.core.errors import UsageError
 from receiver.core.event import EVENT_TYPES, Place
 from receiver.core.page import Page as Found
 from receiver.core.routing import fitting_types
-from receiver.settings.problems import did_you_mean
+from receiver.settings.load import did_you_mean
 from receiver.web.api.problems import Refused
 from receiver.web.views import Page
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from receiver.core.destination_health import ACTIONS, DestinationState
+from receiver.core.destinations import ACTIONS, DestinationState
 from receiver.engine.destination_actions import act_on_destination, destination_states
 from receiver.settings.model import ApiScope
 from receiver.web.api.operation import Call, Operation, Served, operation

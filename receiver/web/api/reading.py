@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec.structs import fields
 
-from receiver.settings.problems import did_you_mean
+from receiver.settings.load import did_you_mean
 from receiver.web.api.lists import Moment
 from receiver.web.api.problems import Refused
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from receiver.app.second_look import accept_once, verify_again
+from receiver.app.trial import accept_once, verify_again
 from receiver.core.event import Rejection
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Limit

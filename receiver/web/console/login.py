@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import RedirectResponse, Response
 
 from receiver.core.observe import Repeats
-from receiver.storage.store.logins import everywhere
+from receiver.storage.store.small_tables import everywhere
 from receiver.web.console.guard import Guard, hostname, inside, read_form
 from receiver.web.console.sessions import LoginLimit
 from receiver.web.console.visit import HOME, Visit

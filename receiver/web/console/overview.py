@@ -10,14 +10,14 @@ from typing import Any
 from msgspec import Struct
 from starlette.responses import Response
 
-from receiver.core.destination_health import DestinationState
+from receiver.core.destinations import DestinationState
 from receiver.core.event import Event, EventSearch, Rejection
 from receiver.core.explain import OVERDUE, PARKED
 from receiver.core.tally import ACK, HOUR, MINUTE, within
 from receiver.core.work import PickupFilter, PickupState, StoreStats
 from receiver.settings.load import local_folders
 from receiver.settings.model import Settings
-from receiver.system.disks import free_bytes
+from receiver.system.files import free_bytes
 from receiver.web.api import overview as api
 from receiver.web.console.events import latest, rows_of
 from receiver.web.console.rendering import length

@@ -7,13 +7,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from receiver.app.second_look import kept_request
+from receiver.app.trial import kept_request
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import new_id
 from receiver.providers import PushProvider, adapter_of
 from receiver.providers.custom.language import CustomSettings
 from receiver.settings.model import ApiScope
-from receiver.system.child import printed_by
+from receiver.system.background import printed_by
 from receiver.web.api import rejections, requests
 from receiver.web.console.events import latest, rows_of
 from receiver.web.console.visit import Visit

@@ -8,7 +8,7 @@ import json
 import pytest
 from msgspec.structs import replace
 
-from receiver.core.destination_health import DestinationState, DestinationStatus, asks_for_less, is_failure
+from receiver.core.destinations import DestinationState, DestinationStatus, asks_for_less, is_failure
 from receiver.core.errors import NotFound
 from receiver.core.observe import AttemptReport
 from receiver.core.retry import fixed, policy

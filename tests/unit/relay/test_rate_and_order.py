@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
+from receiver.core.destinations import Rate, SendingRules, Walk, rate
 from receiver.core.retry import fixed
-from receiver.core.sending import Rate, SendingRules, Walk, rate
 from receiver.core.work import DeliveryState, Outcome, OutcomeKind
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.worker import LaneTiming

@@ -1,10 +1,13 @@
-"""The health of a destination, shared by all processes: its circuit breaker, and whether it is paused or disabled. No I/O."""
+"""A destination as all processes share it: its circuit breaker, whether it is paused or disabled, and the order and rate of its
+deliveries. No I/O.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -179,3 +182,62 @@ def _worked(state: DestinationState, now: int, *, recover: bool) -> DestinationS
         recover_from=state.recover_from or state.failing_since if died else state.recover_from,
         recover_until=now if died else state.recover_until,
     )
+
+
+# ---------------------------------------------------------------- order and rate, which the claims of all processes follow
+
+_PERIODS = {"s": 1, "min": 60}
+_REST_US = 80_000
+"""Idle time after which the token bucket is full, in microseconds. It limits the excess in any second to a tenth."""
+_RATE = re.compile(r"([1-9][0-9]{0,6})/(s|min)")
+
+
+class Rate(Struct, frozen=True):
+    """A rate limit over all processes: a token bucket that fills evenly and holds little."""
+
+    apart_us: int
+    """Microseconds from one attempt to the next."""
+    burst: int
+    """Attempts that may be made at once after a rest."""
+
+
+BEFORE_ALL = "."
+"""Before the keys of all jobs with something to send, and after those of what died, which begin with `-`."""
+
+
+class Walk:
+    """How far a destination's claims have come that go from job to job, in place of from the oldest delivery that is due.
+
+    They do so while what is due to it mostly waits for earlier events of few jobs: what waits would be looked at by each claim.
+    """
+
+    def __init__(self) -> None:
+        self.after = BEFORE_ALL
+        """The key of the last job that was looked at."""
+
+
+class SendingRules(Struct, frozen=True, kw_only=True):
+    """The rules for a claim of deliveries."""
+
+    rate: Rate | None = None
+    order: Literal["job", "ref"] | None = None
+    """Events of one job, or with one ref, are sent one after the other in the order of recording."""
+    dead_block: bool = False
+    """A dead letter keeps later events of its job back until it is replayed."""
+    probing: bool = False
+    """The destination's breaker is open: the claim takes one delivery if a probe is due, else none."""
+    walk: Walk | None = None
+    """With `order`: go from job to job."""
+
+
+PLAIN = SendingRules()
+
+
+def rate(text: str) -> Rate:
+    """Return the rate that `10/s` or `600/min` names. Raises `ValueError` with what to write instead."""
+    match = _RATE.fullmatch(text)
+    if match is None:
+        raise ValueError('write a rate as "10/s" or "600/min"')
+    count, seconds = int(match[1]), _PERIODS[match[2]]
+    apart_us = max(1, seconds * 1_000_000 // count)
+    return Rate(apart_us, max(1, _REST_US // apart_us))
