@@ -64,7 +64,8 @@ class Callbacks:
             query=query,
             url=f"{self._base}{scope['raw_path'].decode('latin-1')}{'?' if query else ''}{query}",
         )
-        exchange = scope.get("state", {}).get(EXCHANGE)
+        # Taken out: the exchange leads to the scope, and a circle would keep each body until the garbage collector comes.
+        exchange = scope.get("state", {}).pop(EXCHANGE, None)
         whole = None if exchange is None else exchange.body()
         try:
             answer = await self._accept(head, receive if whole is None else WholeBody(whole))

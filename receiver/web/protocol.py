@@ -102,9 +102,13 @@ class Exchange:
         self._connection, self._cycle, self._serving = connection, cycle, serving
 
     def body(self) -> bytes | None:
-        """Return the body if it came whole with its head, as short ones do; None when it has to be received."""
+        """Return the body, once, if it came whole with its head, as short ones do; None when it has to be received."""
         cycle = self._cycle
-        return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
+        if cycle.more_body or cycle.disconnected:
+            return None
+        body = bytes(cycle.body)
+        cycle.body = bytearray()  # a connection keeps its cycle until the next request
+        return body
 
     def answer(self, status: int, lines: Lines, body: bytes) -> bool:
         """Send a whole answer; return False while the peer does not read earlier ones."""
@@ -212,13 +216,14 @@ class Protocol(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Forget the timers and the last request."""
         self._connections.remove(self)
         for timer in (self._timer, self._stuck):
             if timer is not None:
                 timer.cancel()
         self._timer = self._stuck = None
         super().connection_lost(exc)
+        self.cycle = self.scope = None  # type: ignore[assignment]  # as before the first one
 
     # ------------------------------------------------------------ what comes
 

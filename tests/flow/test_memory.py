@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from tests.support.patience import PATIENCE
 from tests.support.processes import Process
 from tests.support.provider_host import ProviderHost, Talk, reply
 from tests.support.raw import exchange, head
-from tests.support.running import settings_text
-from tests.support.senders import SPEECH, Sent, deapi, speech
+from tests.support.running import Running, running, settings_text
+from tests.support.senders import SPEECH, Sent, deapi, speech, transcript
 from tests.support.sink import Sink
 
 pytestmark = pytest.mark.usefixtures("nothing_left_running")
@@ -40,6 +42,27 @@ async def serving(tmp_path: Path) -> AsyncIterator[Process]:
     yield process
     await process.kill()
     shutil.rmtree(tmp_path / "data")
+
+
+async def test_an_answered_callback_leaves_nothing_for_the_garbage_collector(tmp_path: Path) -> None:
+    """Else bodies wait for it, and those that it meets while they are under way wait for hours."""
+    async with running(tmp_path) as up:
+        await _send(up, transcript("first"))
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(8):
+                await _send(up, transcript(f"job-{number}"))
+                await _send(up, speech(f"speech-{number}"))
+            left = Counter(type(one).__name__ for one in gc.get_objects())
+        finally:
+            gc.enable()
+    assert (left["Exchange"], left["RequestResponseCycle"]) == (0, 1), "a connection keeps its last request's"
+
+
+async def _send(up: Running, sent: Sent) -> None:
+    answer = await up.client.request(sent.method, sent.path, content=sent.body, headers=sent.headers)
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("chunked", [False, True])
