@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from receiver.cli.opening import load, opened_blobs, opened_store
+from receiver.cli.opening import load, opened_blobs, opened_store, read_file
 from receiver.cli.options import AsJson, job_format, option
 from receiver.cli.output import print_fields, print_json
 from receiver.core.callback import MemoryBody, split_media_type
-from receiver.core.errors import NotFound, UsageError
+from receiver.core.errors import NotFound
 
 if TYPE_CHECKING:
     from receiver.settings.model import Settings
@@ -35,7 +35,7 @@ def audio(
         data, said = asyncio.run(_of_event(load(ctx), file_or_event))
         content_type = content_type or said["content_type"]
     else:
-        data = _of_file(file_or_event)
+        data = read_file(file_or_event, "; give a file, or the id of an event")
     found = _examined(data, content_type or "", job_format(format_))
     if said:
         found |= {"event_says": {name: said[name] for name in found if name in said}}
@@ -45,15 +45,6 @@ def audio(
     hows = found.pop("how")
     rows = [(name, f"{value}  ({hows[name]})" if name in hows else value) for name, value in found.items()]
     print_fields((name, "unknown" if value is None else value) for name, value in rows)
-
-
-def _of_file(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read: {error.strerror}; give a file, or the id of an event"
-        ) from None
 
 
 async def _of_event(settings: Settings, event_id: str) -> tuple[bytes, dict[str, Any]]:

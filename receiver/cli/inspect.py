@@ -1,29 +1,40 @@
-"""`events`, `deliveries` and `rejections`: what the store holds."""
+"""`events`, `deliveries`, `rejections`, `route` and `trace`: what the store holds, and what became of a job."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from msgspec.structs import replace as changed
 
-from receiver.cli.asking import asked, listed
-from receiver.cli.opening import ask, load_to_look, opened_blobs, opened_store
+from receiver.cli.opening import ask, asked, listed, load_to_look, opened_blobs, opened_store
 from receiver.cli.options import AsJson, Limit, OfJob, OfRef, OfSource, OfType, Since, Wide, option, since
-from receiver.cli.output import Listing, clean, of_all, print_attempts, print_fields, print_json, print_list
+from receiver.cli.output import (
+    Listing,
+    clean,
+    of_all,
+    print_attempts,
+    print_fields,
+    print_json,
+    print_list,
+    print_table,
+)
+from receiver.core.clock import iso, wall_clock
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.event import TIME_CHARS, Event
+from receiver.core.explain import Cause, Step
 from receiver.core.observe import harmless
-from receiver.core.work import Delivery, DeliveryState
+from receiver.core.work import Delivery, DeliveryFilter, DeliveryState
 from receiver.web.views import shown_as, view
 
 if TYPE_CHECKING:
     from receiver.core.event import EventSearch
-    from receiver.core.work import Pickup
+    from receiver.core.routing import Decision
+    from receiver.core.work import Delivery, Pickup
     from receiver.settings.model import Settings
     from receiver.storage.store.store import Store
     from receiver.web.api.deliveries import DeliveryWhole
@@ -219,3 +230,87 @@ def rejections(
     found = listed(load_to_look(ctx), api.listed, limit, source=source)
     names = {"headers": lambda one: ", ".join(one.headers)}
     print_list(_REJECTIONS, found, wide=wide, as_json=as_json, more=names)
+
+
+# ---------------------------------------------------------------- route and trace
+
+
+def route(
+    ctx: typer.Context,
+    event_id: Annotated[str, typer.Argument(help="The event (evt_…).")],
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show where an event goes, by which rule, and with which of its data. Also what was decided when it was recorded."""
+    from receiver.app.wiring import build_router
+    from receiver.web.views import page, view
+
+    settings = load_to_look(ctx)
+
+    async def look(store: Store) -> tuple[Event, list[Delivery], list[Decision]]:
+        event = await store.event(event_id)
+        deliveries = await store.deliveries(DeliveryFilter(event_id=event_id, limit=1000))
+        return event, deliveries, await store.routing(event_id)
+
+    event, deliveries, recorded = ask(settings, look)
+    before = {one.destination: one for one in recorded}
+    states = {one.destination: one.state.value for one in deliveries}
+    decisions = build_router(settings).decisions(event.source, event.type, event.data)
+    rows = [
+        {
+            "destination": one.destination,
+            "sent": one.sent,
+            "rule": one.rule,
+            "data": settings.destinations[one.destination].data,
+            "delivery": states.get(one.destination),
+            "recorded": view(before[one.destination]) if one.destination in before else None,
+        }
+        for one in decisions
+    ]
+    if as_json:
+        print_json(page(rows))
+    else:
+        names = ("destination", "sent", "when recorded", "delivery", "data", "rule")
+        print_table(names, map(_cells, rows), empty="no destination is configured", wide=wide)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str | None]:
+    was = row["recorded"]
+    sent, then = _yes(row["sent"]), _yes(was["sent"] if was else None)
+    return [row["destination"], sent, then, row["delivery"], _fields(row["data"]), row["rule"]]
+
+
+def _yes(sent: bool | None) -> str | None:
+    return None if sent is None else "yes" if sent else "no"
+
+
+def _fields(data: tuple[str, ...] | None) -> str:
+    return "all" if data is None else ", ".join(data) or "ids only"
+
+
+def trace(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A ref, a job id of the provider's, or an event (evt_…).")],
+    source: OfSource = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what became of a job. From its callback to each attempt, with the time of every step."""
+    from receiver.engine.jobs import gather
+    from receiver.web.api.jobs import job_shown
+
+    settings = load_to_look(ctx)
+    found = job_shown(ask(settings, lambda store: gather(store, settings, name, source, now=wall_clock())))
+    if found.cause is Cause.UNKNOWN:
+        raise NotFound(found.sentence)
+    if as_json:
+        print_json(view(found))
+        return
+    typer.echo(clean(found.sentence))
+    if found.steps:
+        print_table(("time", "after", "what", "detail"), _rows(found.steps), empty="", wide=True)
+
+
+def _rows(steps: Sequence[Step]) -> list[tuple[str, str, str, str]]:
+    return [
+        (iso(step.at), f"{(step.at - steps[0].at) / 1000:.3f} s", step.what, step.detail) for step in steps
+    ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from receiver.cli.opening import existing_journal, load, load_to_look
+from receiver.cli.opening import existing_journal, load, load_to_look, opened_receiver
 from receiver.cli.options import AsJson, Wide, option
 from receiver.cli.output import print_fields, print_json, print_table, warn
 from receiver.core.clock import wall_clock
@@ -153,11 +153,10 @@ def drain(ctx: typer.Context, folder: Folder = None, as_json: AsJson = False) ->
 
 async def _drain(settings: Settings, folder: str) -> tuple[dict[str, int], str]:
     """Return how many callbacks were recorded, were known before, and are left; and why some are."""
-    from receiver.app.wiring import build, open_receiver
     from receiver.settings.load import token_secrets
 
     token_secrets(settings)  # one that is made here would prove nothing
-    async with open_receiver(build(settings, observers=[]), intake=False, work=False) as receiver:
+    async with opened_receiver(settings) as receiver:
         return await _empty(receiver, folder)
 
 

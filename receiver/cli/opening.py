@@ -1,4 +1,7 @@
-"""What the commands work on: the settings, the store, blobs, the journal, a source's adapter; and the audit of what they change."""
+"""What the commands work on: the settings, the store, blobs, the journal, a source's adapter; and the audit of what they change.
+
+What a command asks is what the API asks: the same operations, in this process, of the store that is there.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,21 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import typer
+from msgspec.structs import replace
 
 from receiver.core.audit import COMMAND_LINE, new_act
 from receiver.core.clock import wall_clock
 from receiver.core.errors import NotFound, ReceiverError, StoreUnavailable, UsageError
 
 if TYPE_CHECKING:
+    from receiver.app.wiring import Receiver
     from receiver.core.tokens import CallbackTokens
     from receiver.providers import PullProvider
     from receiver.settings.model import Settings, SourceSettings
     from receiver.storage.blobs import Blobs
     from receiver.storage.store.store import Store
+    from receiver.web.api.operation import Operation
+
 
 T = TypeVar("T")
 P = TypeVar("P", bound="_Part")
@@ -89,6 +96,22 @@ def opened_blobs(settings: Settings) -> AbstractAsyncContextManager[Blobs]:
 
     blobs = build_blobs(settings)
     return _opened(blobs, blobs.open)
+
+
+def opened_receiver(settings: Settings) -> AbstractAsyncContextManager[Receiver]:
+    """Open all parts, without taking callbacks and without working. Raises `ConfigError`, `Unavailable`."""
+    from receiver.app.wiring import build, open_receiver
+
+    return open_receiver(build(settings, observers=[]), intake=False, work=False)
+
+
+def read_file(path: str | os.PathLike[str], otherwise: str = "") -> bytes:
+    """Return what is in a file that a person names. Raises `UsageError`, which ends with `otherwise`."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}{otherwise}") from None
 
 
 def _existing_store(settings: Settings) -> Store:
@@ -182,3 +205,50 @@ async def acting(store: Store, command: str, subject: str = "", **details: objec
     finally:
         with contextlib.suppress(StoreUnavailable):
             await store.end_act(act.id, status=status, answer=None)
+
+
+async def called(
+    store: Store,
+    settings: Settings,
+    operation: Operation,
+    *,
+    query: Any = None,
+    body: Any = None,
+    **path: str,
+) -> Any:
+    """Return what an operation gives. Raises as it does."""
+    from receiver.settings.model import ApiScope
+    from receiver.web.api.access import Holder
+    from receiver.web.api.operation import Call
+
+    holder = Holder(COMMAND_LINE, frozenset(ApiScope))
+    call = Call(
+        store=store, settings=settings, now=wall_clock(), holder=holder, query=query, body=body, path=path
+    )
+    return await operation.handle(call)
+
+
+def asked(settings: Settings, operation: Operation, **path: str) -> Any:
+    """Return what an operation without a query gives. Raises as it does, and as `opened_store` does."""
+    return ask(settings, lambda store: called(store, settings, operation, **path))
+
+
+def listed(settings: Settings, operation: Operation, limit: int, **filters: Any) -> list[Any]:
+    """Return what an operation lists, at most `limit`, page by page. Raises `UsageError` for a name that does not exist."""
+
+    async def read(store: Store) -> list[Any]:
+        query, items = operation.query(limit=limit, **filters), []
+        while True:
+            page = await called(store, settings, operation, query=query)
+            items += page.items
+            if page.next is None or len(items) >= limit:
+                return items[:limit]
+            query = replace(query, after=page.next)
+
+    found = ask(settings, read)
+    if not found:
+        from receiver.web.api.lists import KNOWN, refuse_unknown
+
+        for name in KNOWN.keys() & filters.keys():
+            refuse_unknown(settings, name, filters[name])
+    return found

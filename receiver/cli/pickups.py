@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from receiver.cli.asking import asked, listed
-from receiver.cli.opening import acting, ask, load, load_to_look, made_store, pull_provider
+from receiver.cli.opening import acting, ask, asked, listed, load, load_to_look, made_store, pull_provider
 from receiver.cli.options import (
     AsJson,
     ExpectWithin,

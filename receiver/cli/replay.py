@@ -1,4 +1,4 @@
-"""`replay`: another round for deliveries that have ended, and the deliveries that today's settings would have made."""
+"""`replay`, `renormalize` and `operations`: events that are sent again, callbacks that today's code reads again, and how far that is."""
 
 from __future__ import annotations
 
@@ -8,17 +8,113 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from msgspec.structs import replace as changed
 
-from receiver.cli.asking import called
-from receiver.cli.opening import acting, load, opened_store
-from receiver.cli.operations import carried_on
-from receiver.cli.options import AsJson, Yes, given, moment
-from receiver.cli.output import counted, print_json, warn
-from receiver.core.bulk import BulkState
+from receiver.cli.opening import (
+    acting,
+    ask,
+    called,
+    listed,
+    load,
+    load_to_look,
+    opened_receiver,
+    opened_store,
+)
+from receiver.cli.options import AsJson, Limit, Wide, Yes, confirm, given, moment, option
+from receiver.cli.output import Listing, counted, print_json, print_list, warn
+from receiver.core.bulk import BulkOperation, BulkState
 from receiver.core.clock import wall_clock
+from receiver.core.errors import UsageError
+from receiver.web.views import view
 
 if TYPE_CHECKING:
+    from receiver.engine.bulk import BulkWorker
     from receiver.settings.model import Settings
-    from receiver.web.api.operations import NewReplay, Replayed
+    from receiver.storage.store.store import Store
+    from receiver.web.api.operations import NewRenormalization, NewReplay, Replayed
+
+
+WATCH_SECONDS = 0.2
+"""How often an operation is looked at while another process carries it on, or its rate makes it wait."""
+
+operations = typer.Typer(
+    help="List replays of many deliveries; stop or resume one.", no_args_is_help=True, rich_markup_mode=None
+)
+OperationId = Annotated[
+    str, typer.Argument(help="Id of the operation, as `receiver operations list --wide` shows it.")
+]
+NewRate = Annotated[int | None, option("--rate", help="From now on at most so many in a second.", min=1)]
+_OPERATIONS = Listing(
+    short=("id", "kind", "state", "total", "done", "changed"),
+    wide=("id", "kind", "state", "total", "done", "changed", "rate", "by", "created", "updated"),
+    fields={"by": "requested_by", "created": "created_at", "updated": "updated_at"},
+    empty="no operation was ever planned",
+)
+
+
+@operations.command("list")
+def list_(ctx: typer.Context, limit: Limit = 50, wide: Wide = False, as_json: AsJson = False) -> None:
+    """List operations with their state, and how far each has come."""
+    from receiver.web.api import operations as api
+
+    print_list(_OPERATIONS, listed(load_to_look(ctx), api.listed, limit), wide=wide, as_json=as_json)
+
+
+@operations.command()
+def resume(ctx: typer.Context, operation: OperationId, rate: NewRate = None, as_json: AsJson = False) -> None:
+    """Run an operation that was planned or stopped. Running processes take it up within a second."""
+    _act(ctx, operation, running=True, rate=rate, as_json=as_json)
+
+
+@operations.command()
+def stop(ctx: typer.Context, operation: OperationId, as_json: AsJson = False) -> None:
+    """Stop an operation. What it has done stays done, and `resume` goes on from there."""
+    _act(ctx, operation, running=False, rate=None, as_json=as_json)
+
+
+def _act(ctx: typer.Context, operation: str, *, running: bool, rate: int | None, as_json: bool) -> None:
+    async def change(store: Store) -> BulkOperation:
+        async with acting(store, f"operations {'resume' if running else 'stop'}", operation, rate=rate):
+            return await store.change_operation(operation, running=running, rate=rate, now=wall_clock())
+
+    now = ask(load_to_look(ctx), change)
+    if as_json:
+        print_json(view(now))
+    else:
+        typer.echo(f"{now.id} is {now.state}, {now.done} of {now.total} done")
+
+
+async def carried_on(
+    store: Store,
+    worker: BulkWorker,
+    planned: BulkOperation,
+    command: str,
+    would: str,
+    *,
+    doing: str,
+    yes: bool,
+) -> BulkOperation:
+    """Run an operation here, beside whatever process else takes it up, until it is done or somebody stops it.
+
+    A person is asked first: `would` says what it would do. Raises `UsageError`, `typer.Exit`, `StoreUnavailable`.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    if not yes:
+        confirm(f"{would}. Go on?", would, instead=" (or look first with --dry-run)" * (command == "replay"))
+    out = Console(stderr=True)
+    async with acting(store, command, planned.id, **view(planned.selection)):
+        with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
+            bar = progress.add_task(doing, total=planned.total)
+            now = await store.change_operation(planned.id, running=True, now=wall_clock())
+            while now.state is BulkState.RUNNING:
+                if not await worker.step(only=now.id):
+                    await asyncio.sleep(WATCH_SECONDS)
+                now = await store.operation(now.id)
+                progress.update(bar, completed=now.done)
+    return now
+
+
+# ---------------------------------------------------------------- replay
 
 Ids = Annotated[
     list[str] | None, typer.Argument(help="Deliveries (dlv_…) or events (evt_…: to all their destinations).")
@@ -154,3 +250,70 @@ def _told(done: Replayed, mood: str = "") -> str:
 
 def _count(number: int) -> str:
     return counted(number, "delivery", "deliveries")
+
+
+# ---------------------------------------------------------------- renormalize
+
+
+def renormalize(
+    ctx: typer.Context,
+    event_id: Annotated[str | None, typer.Argument(help="The event (evt_…).")] = None,
+    parked: Annotated[bool, given("--parked", help="All callbacks that were not understood.")] = False,
+    source: Annotated[str | None, given("--source", help="With --parked: only of this source.")] = None,
+    since_: Annotated[
+        str | None, given("--since", help="With --parked: only since then, 2h (ago) or 2026-11-21T10:00Z.")
+    ] = None,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read kept callbacks again by today's code. What differs becomes a new event, which names the old one."""
+    from receiver.web.api.operations import NewRenormalization
+
+    if parked is (event_id is not None):
+        raise UsageError("name one event, or give --parked")
+    if event_id is not None and (source or since_):
+        raise UsageError("--source and --since go with --parked")
+    settings = load(ctx)
+    if event_id is not None:
+        _one(settings, event_id, as_json=as_json)
+    else:
+        wanted = NewRenormalization(source=source, since=moment(since_), dry_run=True)
+        asyncio.run(_all(settings, wanted, yes=yes, as_json=as_json))
+
+
+def _one(settings: Settings, event_id: str, *, as_json: bool) -> None:
+    async def read() -> str | None:
+        async with opened_receiver(settings) as receiver, acting(receiver.store, "renormalize", event_id):
+            made = await receiver.renormalizer.again(await receiver.store.event(event_id))
+            return made.event_id if made else None
+
+    new = asyncio.run(read())
+    if as_json:
+        print_json({"replaces": event_id, "event_id": new})
+    elif new:
+        typer.echo(f"{new} says what the callback of {event_id} is read as now")
+    else:
+        warn(f"nothing was made: today's code makes no more of the callback of {event_id}")
+    if new is None:
+        raise typer.Exit(1)
+
+
+async def _all(settings: Settings, wanted: NewRenormalization, *, yes: bool, as_json: bool) -> None:
+    from receiver.web.api import operations as api
+
+    async with opened_receiver(settings) as receiver:
+        planned = await called(receiver.store, settings, api.renormalize, body=wanted)
+        callbacks = counted(planned.found, "parked callback", "parked callbacks")
+        done = planned.operation
+        if done:
+            would = f"{callbacks} would be read again"
+            done = await carried_on(
+                receiver.store, receiver.bulk, done, "renormalize", would, doing="Reading", yes=yes
+            )
+    if as_json:
+        print_json(view(done or planned))
+    else:
+        made = counted(done.changed if done else 0, "event", "events")
+        typer.echo(f"{callbacks} read again, {made} made")
+    if done and done.state is BulkState.STOPPED:
+        warn(f"{done.id} was stopped after {done.done} of {done.total}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from itertools import chain
 
 import msgspec
 from msgspec import Struct
@@ -102,75 +103,80 @@ class Explanation(Struct, frozen=True, kw_only=True):
 
 
 def explain(job: Job) -> Explanation:
-    """Return the explanation of a job. Its cause is the first whose function returns a sentence."""
-    sentences = ((cause, sentence(job)) for cause, sentence in _SENTENCES.items())
-    cause, sentence = next((cause, text) for cause, text in sentences if text is not None)
+    """Return the explanation of a job. Its cause is the first that applies."""
+    cause, sentence = next(chain(_before_an_event(job), _of_its_result(job), _of_its_deliveries(job)))
     done = {d.destination for d in job.deliveries if d.state is DeliveryState.DELIVERED}
     if cause in _UNDELIVERED and done:
         sentence = f"Delivered to {_names(done)}. {sentence}"
     return Explanation(cause=cause, sentence=sentence, steps=tuple(sorted(_steps(job), key=lambda s: s.at)))
 
 
-# ---------------------------------------------------------------- the causes
+_UNDELIVERED = (Cause.PAUSED, Cause.HELD, Cause.RETRYING, Cause.SENDING, Cause.DEAD)
 
 
-def _is_bare(job: Job) -> bool:
-    """Tell whether the job has no event, and no result to fetch."""
-    return not job.events and all(
-        p.kind is PickupKind.EXPECTED and p.state is not PickupState.COLLECTED for p in job.pickups
-    )
+# ---------------------------------------------------------------- the causes that apply, those of precedence first
 
 
-def _erased(job: Job) -> str | None:
-    if job.erased_at is None or job.events or job.pickups or job.journaled:
-        return None
-    return f"Erased at {iso(job.erased_at)} by request."
+def _before_an_event(job: Job) -> Iterator[tuple[Cause, str]]:
+    awaited = any(p.kind is PickupKind.RESULT or p.state is PickupState.COLLECTED for p in job.pickups)
+    nothing = not job.events and not job.pickups
+    if job.erased_at is not None and nothing and not job.journaled:
+        yield Cause.ERASED, f"Erased at {iso(job.erased_at)} by request."
+    if job.rejections and not (job.events or awaited or job.journaled):
+        last = max(job.rejections, key=lambda one: one.at)
+        refused = _times(len(job.rejections), "callback was", "callbacks were")
+        yield Cause.REJECTED, f"No event yet: {refused} refused, the last at {iso(last.at)}: {last.reason}"
+    if job.journaled:
+        where = "in the journal of this machine"
+        yield (
+            Cause.JOURNALED,
+            f"Proved and safe {where}: it is recorded as soon as store and blobs are back.",
+        )
+    if job.submissions and nothing:
+        made = _submission(job.submissions[-1])
+        yield Cause.SUBMITTED, f"Submitted, and no callback is here: {made}."
+    if nothing:
+        unknown = f"Nothing is known here of {job.name}: no ref, job id or event has this name"
+        yield (
+            Cause.UNKNOWN,
+            f"{unknown}. A callback may wait in a journal: ask `receiver journal list` on each machine.",
+        )
 
 
-def _rejected(job: Job) -> str | None:
-    if not job.rejections or job.finals or not _is_bare(job) or job.journaled:
-        return None
-    last = max(job.rejections, key=lambda one: one.at)
-    return f"No event yet: {_times(len(job.rejections), 'callback was', 'callbacks were')} refused, the last at {iso(last.at)}: {last.reason}"
-
-
-def _journaled(job: Job) -> str | None:
-    if not job.journaled:
-        return None
-    return (
-        "Proved and safe in the journal of this machine: it is recorded as soon as store and blobs are back."
-    )
-
-
-def _submitted(job: Job) -> str | None:
-    if not job.submissions or job.events or job.pickups:
-        return None
-    return f"Submitted, and no callback is here: {_submission(job.submissions[-1])}."
-
-
-def _unknown(job: Job) -> str | None:
-    if job.events or job.pickups:
-        return None
-    return f"Nothing is known here of {job.name}: no ref, job id or event has this name. A callback may wait in a journal: ask `receiver journal list` on each machine."
-
-
-def _parked(job: Job) -> str | None:
+def _of_its_result(job: Job) -> Iterator[tuple[Cause, str]]:
     parked = [e for e in job.events if e.type == PARKED]
-    if not parked or job.finals:
-        return None
-    one = parked[-1]
-    reason = msgspec.json.decode(one.data)["error"]["message"]
+    if parked and not job.finals:
+        yield Cause.PARKED, _parked(parked[-1])
+    fetched = [p for p in job.pickups if p.kind is PickupKind.RESULT]
+    if waiting := [p for p in fetched if p.due_at is not None]:
+        yield Cause.PICKUP_WAITING, _fetching(waiting[-1])
+    gone = [p for p in fetched if p.state is PickupState.GONE]
+    if gone and not any(e.type.endswith(".completed") for e in job.finals):
+        why = gone[-1].last_detail or gone[-1].last_outcome or "there is none"
+        yield Cause.PICKUP_GONE, f"The result could not be fetched: {why}."
+    if job.finals:
+        return
+    expected = [p for p in job.pickups if p.kind is PickupKind.EXPECTED]
+    if waiting := [p for p in expected if p.due_at is not None]:
+        one = waiting[-1]
+        due = f"which is overdue after {iso(one.deadline_at)}"
+        yield Cause.EXPECTED, f"Waiting for the callback of {one.source}, {due}."
+    if any(p.state is PickupState.GONE for p in expected) or any(e.type == OVERDUE for e in job.events):
+        yield (
+            Cause.OVERDUE,
+            "Nothing arrived in the time in which the callback was expected, not even a refused one.",
+        )
+
+
+def _parked(event: Event) -> str:
+    reason = msgspec.json.decode(event.data)["error"]["message"]
     return (
-        f"Arrived and was proved, but not understood: {reason}. `receiver events {one.id} --body` shows it, "
-        f"and `receiver renormalize {one.id}` reads it again by today's code and settings."
+        f"Arrived and was proved, but not understood: {reason}. `receiver events {event.id} --body` shows it, "
+        f"and `receiver renormalize {event.id}` reads it again by today's code and settings."
     )
 
 
-def _pickup_waiting(job: Job) -> str | None:
-    waiting = [p for p in job.pickups if p.kind is PickupKind.RESULT and p.due_at is not None]
-    if not waiting:
-        return None
-    one = waiting[-1]
+def _fetching(one: Pickup) -> str:
     said = f" The last: {one.last_detail or one.last_outcome}." if one.last_outcome else ""
     return (
         f"The result is being fetched from {one.source}: {_times(one.attempts, 'attempt', 'attempts')} so far.{said} "
@@ -178,60 +184,43 @@ def _pickup_waiting(job: Job) -> str | None:
     )
 
 
-def _pickup_gone(job: Job) -> str | None:
-    gone = [p for p in job.pickups if p.kind is PickupKind.RESULT and p.state is PickupState.GONE]
-    if not gone or any(e.type.endswith(".completed") for e in job.finals):
-        return None
-    return f"The result could not be fetched: {gone[-1].last_detail or gone[-1].last_outcome or 'there is none'}."
-
-
-def _expected(job: Job) -> str | None:
-    waiting = [p for p in job.pickups if p.kind is PickupKind.EXPECTED and p.due_at is not None]
-    if not waiting or job.finals:
-        return None
-    one = waiting[-1]
-    return f"Waiting for the callback of {one.source}, which is overdue after {iso(one.deadline_at)}."
-
-
-def _overdue(job: Job) -> str | None:
-    gone = [p for p in job.pickups if p.kind is PickupKind.EXPECTED and p.state is PickupState.GONE]
-    if job.finals or not (gone or any(e.type == OVERDUE for e in job.events)):
-        return None
-    return "Nothing arrived in the time in which the callback was expected, not even a refused one."
-
-
-def _no_route(job: Job) -> str | None:
+def _of_its_deliveries(job: Job) -> Iterator[tuple[Cause, str]]:
     sent = {d.event_id for d in job.deliveries}
-    unsent = [e for e in job.finals if e.id not in sent] or ([] if sent else list(job.events))
-    if not unsent:
-        return None
-    one = unsent[-1]
-    return f"Recorded, but not sent: no destination took {one.type} of {one.source} ({one.id}). `receiver route {one.id}` says why."
+    if unsent := [e for e in job.finals if e.id not in sent] or ([] if sent else list(job.events)):
+        event = unsent[-1]
+        untaken = f"no destination took {event.type} of {event.source} ({event.id})"
+        yield (
+            Cause.NO_ROUTE,
+            f"Recorded, but not sent: {untaken}. `receiver route {event.id}` says why.",
+        )
+    waiting = [d for d in job.deliveries if d.due_at is not None]
+    names = {d.destination for d in waiting}
+    states = [job.destinations[name] for name in sorted(names & set(job.destinations))]
+    if stopped := [one for one in states if one.stopped]:
+        yield Cause.PAUSED, _stopped(stopped[0])
+    if failing := [one for one in states if one.status is DestinationStatus.FAILING]:
+        yield Cause.HELD, _failing(job, failing[0])
+    if trying := [d for d in waiting if d.attempts > d.round_start]:
+        yield Cause.RETRYING, _retrying(job, max(trying, key=lambda d: d.attempts))
+    if waiting:
+        yield Cause.SENDING, _sending(waiting)
+    if dead := [d for d in job.deliveries if d.state is DeliveryState.DEAD]:
+        yield Cause.DEAD, _dead(job, dead[-1])
+    if job.deliveries:
+        yield Cause.DELIVERED, f"Delivered to {_names(d.destination for d in job.deliveries)}."
+    yield Cause.REMOVED, "Its result was recorded, and retention has removed the event since."
 
 
-def _paused(job: Job) -> str | None:
-    stopped = [one for one in _waited_for(job) if one.stopped]
-    if not stopped:
-        return None
-    one = stopped[0]
+def _stopped(one: DestinationState) -> str:
     since, end = one.paused_at or one.disabled_at or 0, "resumes" if one.paused_at else "enables"
     return f"{one.name} is {one.status} since {iso(since)}: its deliveries wait until a person {end} it."
 
 
-def _held(job: Job) -> str | None:
-    failing = [one for one in _waited_for(job) if one.status is DestinationStatus.FAILING]
-    if not failing:
-        return None
-    one = failing[0]
+def _failing(job: Job, one: DestinationState) -> str:
     last = _last_answer(job, {d.id for d in job.deliveries if d.destination == one.name})
     said = f" The last attempt: {last}." if last else ""
-    return f"{one.name} has been failing since {iso(one.failing_since or 0)}: its deliveries are held, and the next probe is due at {iso(one.held_until)}.{said}"
-
-
-def _waited_for(job: Job) -> list[DestinationState]:
-    """Return the known states of destinations with a pending delivery."""
-    names = {d.destination for d in job.deliveries if d.due_at is not None}
-    return [job.destinations[name] for name in sorted(names & set(job.destinations))]
+    since, probe = iso(one.failing_since or 0), iso(one.held_until)
+    return f"{one.name} has been failing since {since}: its deliveries are held, and the next probe is due at {probe}.{said}"
 
 
 def _last_answer(job: Job, deliveries: set[str]) -> str:
@@ -240,25 +229,18 @@ def _last_answer(job: Job, deliveries: set[str]) -> str:
     return "" if last is None else last.detail or f"{last.outcome} {last.status or ''}".rstrip()
 
 
-def _retrying(job: Job) -> str | None:
-    trying = [d for d in job.deliveries if d.due_at is not None and d.attempts > d.round_start]
-    if not trying:
-        return None
-    one = max(trying, key=lambda d: d.attempts)
-    made = one.attempts - one.round_start
+def _retrying(job: Job, one: Delivery) -> str:
+    number = one.attempts - one.round_start + 1
     of = f" of {job.allowed[one.destination]}" if one.destination in job.allowed else ""
-    return f"{one.destination} did not take it ({one.last_outcome}): attempt {made + 1}{of} is due at {iso(one.due_at or 0)}."
+    due = f"attempt {number}{of} is due at {iso(one.due_at or 0)}"
+    return f"{one.destination} did not take it ({one.last_outcome}): {due}."
 
 
-def _sending(job: Job) -> str | None:
-    waiting = [d for d in job.deliveries if d.due_at is not None]
-    if not waiting:
-        return None
+def _sending(waiting: Sequence[Delivery]) -> str:
     held = [d for d in waiting if d.held_by in _WAITS]
     if len(held) < len(waiting):
         return f"Recorded, and about to be sent to {_names(d.destination for d in waiting)}."
-    one = held[0]
-    return f"Recorded. {_WAITS[one.held_by].format(name=one.destination)}"
+    return f"Recorded. {_WAITS[held[0].held_by].format(name=held[0].destination)}"
 
 
 _WAITS: Mapping[HeldBy | None, str] = {
@@ -268,50 +250,12 @@ _WAITS: Mapping[HeldBy | None, str] = {
 }
 
 
-def _dead(job: Job) -> str | None:
-    dead = [d for d in job.deliveries if d.state is DeliveryState.DEAD]
-    if not dead:
-        return None
-    one = dead[-1]
+def _dead(job: Job, one: Delivery) -> str:
     said = _last_answer(job, {one.id}) or one.last_outcome
     return (
         f"{one.destination} was given up after {_times(one.attempts, 'attempt', 'attempts')}; the last: {said}. "
         f"`receiver replay {one.id}` sends it again."
     )
-
-
-def _delivered(job: Job) -> str | None:
-    if not job.deliveries:
-        return None
-    return f"Delivered to {_names(d.destination for d in job.deliveries)}."
-
-
-def _removed(job: Job) -> str | None:
-    return "Its result was recorded, and retention has removed the event since."
-
-
-_SENTENCES: Mapping[Cause, Callable[[Job], str | None]] = {
-    Cause.ERASED: _erased,
-    Cause.REJECTED: _rejected,
-    Cause.JOURNALED: _journaled,
-    Cause.SUBMITTED: _submitted,
-    Cause.UNKNOWN: _unknown,
-    Cause.PARKED: _parked,
-    Cause.PICKUP_WAITING: _pickup_waiting,
-    Cause.PICKUP_GONE: _pickup_gone,
-    Cause.EXPECTED: _expected,
-    Cause.OVERDUE: _overdue,
-    Cause.NO_ROUTE: _no_route,
-    Cause.PAUSED: _paused,
-    Cause.HELD: _held,
-    Cause.RETRYING: _retrying,
-    Cause.SENDING: _sending,
-    Cause.DEAD: _dead,
-    Cause.DELIVERED: _delivered,
-    Cause.REMOVED: _removed,
-}
-
-_UNDELIVERED = (Cause.PAUSED, Cause.HELD, Cause.RETRYING, Cause.SENDING, Cause.DEAD)
 
 
 def _times(number: int, one: str, many: str) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from msgspec.structs import replace
 
-from receiver.cli.try_request import RequestText
+from receiver.cli.sources import RequestText
 from receiver.core.callback import Head
 from receiver.core.errors import CallbackRejected, UsageError
 from receiver.providers.custom.language import CustomSettings

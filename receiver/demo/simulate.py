@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 import typer
 
-from receiver.cli.opening import newest, provider_settings
+from receiver.cli.opening import newest, provider_settings, read_file
 from receiver.cli.options import AsJson, Ref, job_format, option
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
-from receiver.demo.simulation import Simulation, Tries, read_file
+from receiver.demo.simulation import Simulation, Tries
 
 if TYPE_CHECKING:
     from receiver.demo.deapi import Job

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import typer
 from msgspec import Struct
 
-from receiver.cli.opening import load, made_store, newest, provider_settings, source_of, tokens_of
+from receiver.cli.opening import load, made_store, newest, provider_settings, read_file, source_of, tokens_of
 from receiver.cli.options import seconds
 from receiver.cli.output import clean, print_json, warn
 from receiver.cli.pickups import event_type_of, ordered
@@ -293,11 +293,3 @@ def _client(ca_file: str | None) -> httpx2.Client:
         return open_client(ca_file)
     except OSError:  # ssl.SSLError is one
         raise UsageError(f"{ca_file} cannot be read, or holds no certificates in PEM form") from None
-
-
-def read_file(file: Path) -> bytes:
-    """Return what is in a file that the user names. Raises `UsageError`."""
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None

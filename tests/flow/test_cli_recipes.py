@@ -9,7 +9,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from receiver.cli.try_request import proofs_wanted
+from receiver.cli.sources import proofs_wanted
 from receiver.core.event import Rejection
 from receiver.core.tokens import CallbackTokens
 from receiver.providers.custom import CustomProvider
