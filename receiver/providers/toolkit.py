@@ -180,12 +180,13 @@ def _without_spelled_query(found: re.Match[bytes]) -> bytes:
 def redacted(redactor: Redactor, body: bytes) -> bytes:
     """Return a body that was not understood as it may be kept, whatever it is."""
     # Decoded, no spelling hides anything; what cannot be decoded is searched as the bytes it is.
-    with contextlib.suppress(MalformedCallback):
-        document = decode_object(body)
-        kept = redactor.clean_document(document, body)
-        clean = document if kept is body else decode_object(kept)
-        bare = unsigned(clean)
-        body = kept if bare is clean else encode(bare)
+    if b"\\" in body or b"?" in body:
+        with contextlib.suppress(MalformedCallback):
+            document = decode_object(body)
+            kept = redactor.clean_document(document, body)
+            clean = document if kept is body else decode_object(kept)
+            bare = unsigned(clean)
+            body = kept if bare is clean else encode(bare)
     return unsigned_bytes(redactor.clean(body))
 
 
