@@ -160,7 +160,14 @@ class Ingress:
         leaf.private_key_pem.write_to_path(self.folder / "key.pem")
         for blob in leaf.cert_chain_pems:
             blob.write_to_path(self.folder / "cert.pem", append=True)
-        await (self._start_caddy() if self.kind == "caddy" else self._start_nginx())
+        for chances in reversed(range(5)):
+            try:
+                await (self._start_caddy() if self.kind == "caddy" else self._start_nginx())
+                return
+            except AssertionError as error:  # it ended: another program has taken a port meanwhile
+                if not chances or "in use" not in str(error):
+                    raise
+                self.https, self.http = free_port(), free_port()
 
     async def _start_caddy(self) -> None:
         options = [
@@ -198,7 +205,7 @@ class Ingress:
             f"pid {self.folder}/nginx.pid; events {{}}\n"
             "http { client_body_temp_path body; proxy_temp_path proxied; access_log off; include sites/*.conf; }\n"
         )
-        (self.folder / "sites").mkdir()
+        (self.folder / "sites").mkdir(exist_ok=True)
         if self.shown:
             self._write_shown_nginx()
         else:
