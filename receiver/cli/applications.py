@@ -29,7 +29,7 @@ from receiver.cli.options import (
 from receiver.cli.output import Listing, print_json, print_list, warn
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, UsageError
-from receiver.core.submission import SubmissionState
+from receiver.core.submission import SubmissionState, filled
 from receiver.web.views import page, time_of
 
 if TYPE_CHECKING:
@@ -134,9 +134,6 @@ async def _keep(settings: Settings, made: IssuedUrl) -> None:
 # ---------------------------------------------------------------- submissions
 
 _LETTERS = string.ascii_letters + string.digits
-_LENGTH = 43
-"""Letters and digits of a token, as hard to guess as 32 random bytes."""
-
 _SUBMISSIONS = Listing(
     short=("id", "state", "status", "application", "source", "job"),
     wide=("id", "state", "status", "application", "source", "request", "job", "ref", "created"),
@@ -152,7 +149,8 @@ def submit_token(
     ] = None,
 ) -> None:
     """Make a token for an application that submits. Prints the table for the settings; nothing is stored."""
-    token = "rcvsub" + "".join(secrets.choice(_LETTERS) for _ in range(_LENGTH))
+    # 43 letters and digits are as hard to guess as 32 random bytes.
+    token = "rcvsub" + "".join(secrets.choice(_LETTERS) for _ in range(43))
     sources = ", ".join(f'"{one}"' for one in source or ["deepgram"])
     typer.echo(f'[[submit.tokens]]\nname = "{name}"\nsecrets = ["{token}"]\nsources = [{sources}]')
 
@@ -195,9 +193,8 @@ def submissions(
     from receiver.web.api import jobs as api
 
     wanted = {"application": application, "source": source, "state": state, "job_id": job, "ref": ref}
-    print_list(
-        _SUBMISSIONS, listed(load_to_look(ctx), api.submissions, limit, **wanted), wide=wide, as_json=as_json
-    )
+    found = listed(load_to_look(ctx), api.submissions, limit, **wanted)
+    print_list(_SUBMISSIONS, found, wide=wide, as_json=as_json)
 
 
 def _row(url: str, source: SourceSettings) -> dict[str, Any]:
@@ -207,14 +204,6 @@ def _row(url: str, source: SourceSettings) -> dict[str, Any]:
     api = adapter_of(source).create(source, CallbackTokens(["a" * 16])).submit_api()
     if api is None:
         raise ConfigError(f"sources.{source.name}.submit: nothing may be submitted to {source.provider}")
-    table = api.table
-    return {
-        "source": source.name,
-        "url": url,
-        "header": table.header,
-        "experimental": table.experimental or None,
-        "packages": {
-            package: text.replace("{url}", url).replace("{path}", table.folder)
-            for package, text in table.packages.items()
-        },
-    }
+    packages = filled(api.table.packages, {"url": url, "path": api.table.folder})
+    named = {"header": api.table.header, "experimental": api.table.experimental or None}
+    return {"source": source.name, "url": url, **named, "packages": packages}

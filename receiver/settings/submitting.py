@@ -83,9 +83,7 @@ class SubmissionJob(Section):
     @model_validator(mode="after")
     def _seen(self) -> Self:
         if self.set_in == "query" and (self.require or self.refers):
-            raise ValueError(
-                'require and refers need set_in = "body": with "query", the body is passed on unread'
-            )
+            raise ValueError('require and refers need set_in = "body": a query\'s body is passed on unread')
         return self
 
 
@@ -152,12 +150,9 @@ class Submission(Section):
 
     def _allowed(self) -> Iterator[tuple[str, Kind, SubmissionJob | None]]:
         yield from ((request, "submit", job) for job in self.jobs for request in job.request)
-        others: dict[Kind, tuple[str, ...]] = {
-            "upload": self.uploads,
-            "read": self.reads,
-            "cancel": self.cancels,
-        }
-        yield from ((request, kind, None) for kind in others for request in others[kind])
+        yield from ((request, "upload", None) for request in self.uploads)
+        yield from ((request, "read", None) for request in self.reads)
+        yield from ((request, "cancel", None) for request in self.cancels)
 
 
 class Rule(Struct, frozen=True):

@@ -44,11 +44,9 @@ class Submit:
 
     def _call(self, scope: Scope, caller: _Caller) -> Call | None:
         """Return what is asked, None when it is for others."""
-        headers = tuple(
-            [(k.decode("latin-1"), v.decode("latin-1").strip(" \t")) for k, v in scope["headers"]]
-        )
+        read = [(k.decode("latin-1"), v.decode("latin-1").strip(" \t")) for k, v in scope["headers"]]
         path = scope["raw_path"].decode("latin-1")
-        host = next((value for name, value in headers if name == "host"), "").lower()
+        host = dict(read).get("host", "").lower()
         source = self._hosts.get(host.rpartition(":")[0] or host) or self._hosts.get(host)
         if source is None:
             if not path.startswith(PREFIX):
@@ -63,7 +61,7 @@ class Submit:
             method=scope["method"],
             path=path,
             query=scope["query_string"].decode("latin-1"),
-            headers=headers,
+            headers=tuple(read),
             ref=ref or None,
             receive=caller.receive,
         )

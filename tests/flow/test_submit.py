@@ -697,7 +697,7 @@ async def test_limits_hold_over_all_processes_and_begin_anew_with_their_window(
             one = asking.pop(0)
             with contextlib.suppress(SubmissionRefused):
                 await one.admit(kind, store, lambda: at)
-                one.add_bytes(size)
+                one.bytes.left -= size
                 count += 1
                 asking.append(one)
         return count

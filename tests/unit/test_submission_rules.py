@@ -11,7 +11,7 @@ from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import headers_out
 from receiver.engine.submissions.allowances import Allowance, Applications
 from receiver.engine.submissions.passing import Call, _patience
-from receiver.settings.model import SubmitToken
+from receiver.settings.model import SubmitSettings, SubmitToken
 from receiver.settings.submitting import Submission
 
 TABLE = Submission.model_validate(
@@ -131,7 +131,7 @@ def test_no_more_calls_are_under_way_than_receiver_takes_whichever_applications_
     allowances = [
         Allowance(SubmitToken(name=name, secrets=(SecretStr("a" * 32),), sources=("a",))) for name in "ab"
     ]
-    applications = Applications([], at_once=1)
+    applications = Applications(SubmitSettings(at_once=1))
     for _ in range(2):
         with applications.calling(allowances[0], "a", "read"):
             with pytest.raises(SubmissionRefused) as caught, applications.calling(allowances[1], "a", "read"):

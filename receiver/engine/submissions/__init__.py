@@ -40,7 +40,7 @@ class Submissions:
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.applications = Applications(parts.settings.tokens, parts.settings.at_once)
+        self.applications = Applications(parts.settings)
         self._background = Background()
 
     async def open(self) -> None:
@@ -83,26 +83,20 @@ class Submissions:
             except (Exception, asyncio.CancelledError) as error:
                 answer = self._refusal(error, report, passing)
             report.status = answer.status
-            if passing is not None and passing.submission is not None:
-                answer.headers.append(("x-receiver-submission", passing.submission.id))
+            submission = passing and passing.submission
+            if submission:
+                report.submission_id, report.job_id = submission.id, submission.job_id
+                answer.headers.append(("x-receiver-submission", submission.id))
             try:
                 yield answer
             finally:
-                if passing is not None and passing.rule.job is not None:
-                    await self._answered(passing, answer)
+                if submission and answer.delivered:
+                    with contextlib.suppress(StoreUnavailable):
+                        await self.parts.store.deliver_submission(submission.id)
+                if passing and passing.rule.job and report.outcome in _NO_JOB:
+                    passing.allowance.jobs.left += 1
                 report.seconds = time.perf_counter() - began
                 self.parts.observer.submission(report)
-
-    async def _answered(self, passing: Passing, answer: Answer) -> None:
-        """Record whether a submission's answer reached the caller."""
-        submission, report = passing.submission, passing.report
-        if submission is not None:
-            report.submission_id, report.job_id = submission.id, submission.job_id
-            if answer.delivered:
-                with contextlib.suppress(StoreUnavailable):
-                    await self.parts.store.deliver_submission(submission.id)
-        if report.outcome in _NO_JOB:
-            passing.allowance.no_job()
 
     async def _admitted(self, call: Call, report: SubmissionReport, stack: AsyncExitStack) -> Passing:
         """Check everything known before the body; return the call if it may be forwarded. Raises `SubmissionRefused`,
@@ -120,7 +114,7 @@ class Submissions:
             raise SubmissionRefused(404, "a WebSocket is not passed on")
         refuse_method_fields(name for name, _ in names_in(query))
         allowance = self.applications.prove(call.headers, table)
-        report.application = allowance.application
+        report.application = allowance.settings.name
         if call.ref is not None and not (len(call.ref) <= MAX_REF and call.ref.isprintable()):
             raise SubmissionRefused(422, f"a ref has {MAX_REF} printable characters at most")
         report.ref = call.ref
@@ -139,8 +133,7 @@ class Submissions:
             self.parts.observer.note("error", "submit.bug", error=type(error).__name__)
         if passing is not None and passing.began and status == 503:
             status, message, wait = 424, UNKNOWN, None
-        report.outcome = {424: "unknown", 503: "not_sent"}.get(status, "refused")
-        report.reason = message
+        report.outcome, report.reason = {424: "unknown", 503: "not_sent"}.get(status, "refused"), message
         payload = {"status": report.outcome, "error": message}
         if passing is not None and passing.submission is not None:
             payload["submission"] = passing.submission.id
@@ -148,4 +141,4 @@ class Submissions:
         headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
         if wait is not None:
             headers.append(("retry-after", str(wait)))
-        return Answer(status=status, headers=headers, body=once(body))
+        return Answer(status, headers, once(body))

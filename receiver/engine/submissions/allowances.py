@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from msgspec import Struct
 
 from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import Usage
-from receiver.settings.model import Kind, SubmitToken
+from receiver.settings.model import Kind, SubmitSettings, SubmitToken
 from receiver.settings.submitting import Submission
 from receiver.storage.store.store import Store
 
@@ -57,11 +57,12 @@ class Allowance:
     """One application's."""
 
     def __init__(self, settings: SubmitToken) -> None:
-        self.settings, self.application = settings, settings.name
+        self.settings = settings
         self._calls = _Limit("calls", "per_minute", settings.per_minute, 60)
         self._reads = _Limit("reads", "reads_per_second", settings.reads_per_second * 10, 10)
-        self._bytes = _Limit("bytes", "bytes_per_day", settings.bytes_per_day, _DAY, pieces=250)
-        self._jobs = _Limit("jobs", "jobs_per_day", settings.jobs_per_day, _DAY, pieces=250)
+        self.bytes = _Limit("bytes", "bytes_per_day", settings.bytes_per_day, _DAY, pieces=250)
+        """Counted as they come: whoever reads a body takes them from `left`."""
+        self.jobs = _Limit("jobs", "jobs_per_day", settings.jobs_per_day, _DAY, pieces=250)
         self.under_way = 0
         self._reserving: asyncio.Task[None] | None = None
 
@@ -69,8 +70,8 @@ class Allowance:
         """Count a call. Raises `SubmissionRefused` if a limit is reached, `StoreUnavailable`. `clock` gives epoch milliseconds."""
         counted = [self._reads if kind in ("read", "cancel") else self._calls]
         if kind == "submit":
-            counted.append(self._jobs)
-        limits = [*counted, self._bytes]  # bytes are counted as they come
+            counted.append(self.jobs)
+        limits = [*counted, self.bytes]
         # Looked at anew each time: two calls that held to two windows would take each other's for ended, without end.
         while taking := [(one, amount) for one in limits if (amount := one.wanted(clock())) is not None]:
             # Calls at once wait for one reservation: each with its own would take the share of other processes.
@@ -82,33 +83,24 @@ class Allowance:
 
     async def _reserve(self, taking: Sequence[tuple[_Limit, int]], store: Store) -> None:
         try:
-            usages = tuple(Usage(self.application, one.what, one.window, amount) for one, amount in taking)
+            usages = tuple(Usage(self.settings.name, one.what, one.window, amount) for one, amount in taking)
             totals = await store.count_usage(usages)
             for (one, _), usage, used in zip(taking, usages, totals, strict=True):
                 one.took(usage, used)
         finally:
             self._reserving = None
 
-    def add_bytes(self, count: int) -> None:
-        """Count bytes of a body."""
-        self._bytes.left -= count
-
-    def no_job(self) -> None:
-        """Undo the count of a job that was not created."""
-        self._jobs.left += 1
-
 
 class Applications:
     """Finds the application of a call. A token is looked up by its hash, so that timing reveals nothing about it."""
 
-    def __init__(self, tokens: Iterable[SubmitToken], at_once: int) -> None:
-        """`at_once` limits the concurrent calls of all."""
-        self._by_hash: dict[bytes, Allowance] = {}
-        self._at_once = at_once
-        self.under_way = 0
-        for token in tokens:
-            allowance = Allowance(token)
-            self._by_hash |= {_hash(one.get_secret_value()): allowance for one in token.secrets}
+    def __init__(self, settings: SubmitSettings) -> None:
+        self._at_once, self.under_way = settings.at_once, 0
+        self._by_hash = {
+            _hash(secret.get_secret_value()): allowance
+            for allowance in map(Allowance, settings.tokens)
+            for secret in allowance.settings.secrets
+        }
 
     def prove(self, headers: Sequence[tuple[str, str]], table: Submission) -> Allowance:
         """Return the allowance of the caller. Raises `SubmissionRefused` unless exactly one token is there, and is one of ours."""

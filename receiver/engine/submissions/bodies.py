@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from msgspec import Struct
 
 from receiver.core.callback import Body
+from receiver.settings.model import SubmitSettings
 from receiver.system.body_buffer import Receive, next_piece, too_large
 
 PIECE = 256 * 1024
 """The most bytes of a held body that are read at once."""
-_START = 64 * 1024
-"""Bytes of a streamed body that are waited for before it is sent: what ends within them is known whole."""
+START = 64 * 1024
+"""Bytes that are looked at before the rest: of a body before it is sent (what ends within them is known whole, and needs no
+thread), and of an answer, in which the job's id is searched.
+"""
 Segment = bytes | tuple[int, int]
 """Literal bytes, or the start and end of a stretch of the received body."""
 
@@ -79,23 +82,24 @@ def read_piece(body: Body, at: int, size: int) -> bytes:
 
 
 class Stream:
-    """A caller's body as it comes: counted, hashed, and limited to `most` bytes and its pace."""
+    """A caller's body as it comes: counted, hashed, and limited in bytes and time."""
 
     def __init__(
-        self, receive: Receive, length: int | None, most: int, pace: Pace, count: Callable[[int], None]
+        self, receive: Receive, length: int | None, settings: SubmitSettings, count: Callable[[int], None]
     ) -> None:
         """`count` is called with the length of each piece. Raises `BodyTooLarge` for a length over the limit."""
-        if length is not None and length > most:
-            raise too_large(most)
-        self._receive, self._length, self._left = receive, length, most
-        self._most, self._pace, self._count = most, pace, count
+        self._receive, self._length, self._count = receive, length, count
+        self._pace, self._most = Pace(settings.idle_seconds), settings.max_body_bytes
+        self._left = self._most
+        if (length or 0) > self._most:
+            raise too_large(self._most)
         self._digest = hashlib.sha256()
         self._more = True
 
     async def outgoing(self, ended: Callable[[str], Awaitable[None]] | None) -> Outgoing:
         """Return what is sent of it, once its start is here; `ended` sees the hash of a longer body before its last piece goes out."""
         start = bytearray()
-        while self._more and len(start) < _START:
+        while self._more and len(start) < START:
             start += await self._next()
         content = self._pieces(bytes(start), ended if self._more else None)
         headers = {} if self._length is None else {"content-length": str(self._length)}

@@ -95,25 +95,22 @@ class Injection:
         left_out = self._left_out([(name, text.decode("utf-8", "replace")) for name, text, _, _ in others])
         mark = f"--{fresh}\r\n".encode()
         ours = self._fields(inner[0][1] if inner else b"")
-        segments: list[Segment] = [mark + head + b"\r\n\r\n" + text + b"\r\n" for head, text in ours]
+        segments: list[Segment] = [mark + f"{head}\r\n\r\n".encode() + text + b"\r\n" for head, text in ours]
         for name, _, head, stretch in others:
             if name not in left_out:
                 segments += [mark + head + b"\r\n\r\n", stretch, b"\r\n"]
         segments.append(f"--{fresh}--\r\n".encode())
         return held(body, segments, f"multipart/form-data; boundary={fresh}", digest.hexdigest())
 
-    def _fields(self, inner: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def _fields(self, inner: bytes) -> Iterator[tuple[str, bytes]]:
         """Yield head and text of the parts with the callback; `inner` is the JSON part that the caller sent."""
         said = 'Content-Disposition: form-data; name="{}"'
-        if self._job.part:
-            head = f"{said.format(self._job.part)}\r\nContent-Type: application/json"
-            yield head.encode(), self._object(inner or b"{}")
+        if part := self._job.part:
+            yield said.format(part) + "\r\nContent-Type: application/json", self._object(inner or b"{}")
             return
         for name, value in self._values.items():
-            yield (
-                said.format(name).encode(),
-                (value if isinstance(value, str) else json.dumps(value)).encode(),
-            )
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield said.format(name), text.encode()
 
     def _left_out(self, fields: Iterable[tuple[str, Any]]) -> Collection[str]:
         """Return the names of the caller's fields that receiver's replace.

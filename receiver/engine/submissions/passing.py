@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,17 +34,17 @@ from receiver.core.work import Pickup
 from receiver.engine.callback_urls import IssuedUrl
 from receiver.engine.pickups import FORMAT_KEYS, new_pickup
 from receiver.engine.submissions.allowances import Allowance
-from receiver.engine.submissions.bodies import Outgoing, Pace, Stream
+from receiver.engine.submissions.bodies import START, Outgoing, Pace, Stream
 from receiver.engine.submissions.injection import Injection
 from receiver.engine.submissions.source import SubmitSource
 from receiver.outbound.client import CONNECT_SECONDS, Failure, ReplyBroken
-from receiver.outbound.guard import Target, target
+from receiver.outbound.guard import target
 from receiver.settings.model import SubmitSettings
 from receiver.settings.submitting import Rule, SubmissionJob
 from receiver.storage.journal import Journal
 from receiver.storage.store.store import Store
 from receiver.system.body_buffer import BodyBuffer, Receive
-from receiver.system.codings import CodingBroken, Inflater
+from receiver.system.codings import CodingBroken, Inflater, coding
 
 if TYPE_CHECKING:
     from receiver.outbound.streams import Incoming
@@ -51,15 +52,11 @@ if TYPE_CHECKING:
 UNKNOWN = "the provider may have the job, and its answer did not come whole; its callback is expected"
 ENDED = "submission"
 """The proof of an entry of the journal that is what a submission came to."""
-_READ_SECONDS = 1800.0
-"""How long a whole body may take in which the callback is set."""
 _LOOK_SECONDS = 0.25
 """Between two looks at a submission that another call waits for."""
 _MOST_SECONDS = 65.0
 """The longest wait for an answer, for a caller who asks the provider to wait."""
-_START_BYTES = 64 * 1024
-"""Bytes of a body that are looked through without a thread; and of an answer, in which the job's id is searched."""
-_KEPT_BYTES = 2 * _START_BYTES
+_KEPT_BYTES = 2 * START
 """The most of an answer, headers and body, that is kept for repeats."""
 _MOST_URL = 8192
 
@@ -86,7 +83,7 @@ class Call(Struct, frozen=True, kw_only=True):
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class Answer(Struct, kw_only=True):
+class Answer(Struct):
     """The answer to the caller."""
 
     status: int
@@ -192,20 +189,16 @@ class Passing(Struct):
             query = await self._make(job)
             await self._begin()
             return await self._learned(job, await self._exchange(query))
-        except Repeated as repeated:
-            await self._end(SubmissionState.OPEN)
-            return await self._remembered(repeated.args[0])
-        except BaseException:
-            if self.began:
-                await self._end(SubmissionState.UNKNOWN, status=424)
-            else:
-                await self._end(SubmissionState.OPEN)
+        except BaseException as error:
+            await self._end(SubmissionState.UNKNOWN if self.began else SubmissionState.OPEN, status=424)
+            if isinstance(error, Repeated):
+                return await self._remembered(error.args[0])
             raise
 
     async def _own(self, job_id: Any, where: str = "") -> None:
         """Raise `SubmissionRefused` unless this is a job of the application; `where` says how the call names it."""
-        of = self.allowance.application
-        wanted = SubmissionFilter(application=of, source=self.call.source, job_id=job_id, limit=1)
+        of, source = self.allowance.settings.name, self.call.source
+        wanted = SubmissionFilter(application=of, source=source, job_id=job_id, limit=1)
         is_text = isinstance(job_id, str) and job_id.isascii() and job_id.isprintable()
         if not (is_text and await self.parts.store.submissions(wanted)):
             raise SubmissionRefused(404, f"{where}no job of this application has this id")
@@ -217,8 +210,7 @@ class Passing(Struct):
         query = self.call.query
         if job.set_in == "query":
             await self._take(needed=True)
-            injection = self._injection(job)
-            query = injection.into_query(query)
+            query = (injection := self._injection(job)).into_query(query)
         else:
             injection = await self._set_in_body(job)
         if injection.own:
@@ -229,37 +221,30 @@ class Passing(Struct):
 
     async def _take(self, *, needed: bool) -> None:
         """Take the caller's body as it comes. Raises `SubmissionRefused` when it is empty and `needed`, `SenderError`."""
-        settings, length = self.parts.settings, self.call.header("content-length")
+        length = self.call.header("content-length")
         size = int(length) if length.isdecimal() else None
-        pace, most = Pace(settings.idle_seconds), settings.max_body_bytes
-        self.stream = stream = Stream(self.call.receive, size, most, pace, self._count)
-        self.body = await stream.outgoing(self._body_ended if self.rule.kind == "submit" else None)
+        self.stream = Stream(self.call.receive, size, self.parts.settings, self._count)
+        self.body = await self.stream.outgoing(self._body_ended if self.rule.kind == "submit" else None)
         if needed and self.body.content is None:
             raise SubmissionRefused(422, "the body is empty")
 
     async def _set_in_body(self, job: SubmissionJob) -> Injection:
         call, settings, content_type = self.call, self.parts.settings, self.call.header("content-type")
-        if call.header("content-encoding") not in ("", "identity"):
-            raise SubmissionRefused(
-                415, "send the body without a Content-Encoding: the callback is set in it"
-            )
         ways = {"application/json": (Injection.into_json, settings.max_json_bytes)}
         if not (job.require or job.refers):  # what they say of the JSON cannot be seen in another form
             ways["multipart/form-data"] = (Injection.into_form, settings.max_form_bytes)
         media_type = split_media_type(content_type)[0]
-        if media_type not in ways:
-            raise SubmissionRefused(415, f"send {' or '.join(ways)}: the callback is set in it")
+        if media_type not in ways or call.header("content-encoding") not in ("", "identity"):
+            wanted = f"send {' or '.join(ways)}, without a Content-Encoding"
+            raise SubmissionRefused(415, f"{wanted}: the callback is set in it")
         change, most = ways[media_type]
-        body = await self.parts.bodies.read(
-            call.receive, limit=most, total=_READ_SECONDS, idle=settings.idle_seconds
-        )
+        idle = settings.idle_seconds
+        body = await self.parts.bodies.read(call.receive, limit=most, total=Pace.SECONDS, idle=idle)
         self.stack.callback(body.discard)
         self._count(body.size)
         injection = self._injection(job)
-        if body.size <= _START_BYTES:
-            self.body = change(injection, body, content_type)
-        else:
-            self.body = await asyncio.to_thread(change, injection, body, content_type)
+        changed = partial(change, injection, body, content_type)
+        self.body = changed() if body.size <= START else await asyncio.to_thread(changed)
         return injection
 
     def _injection(self, job: SubmissionJob) -> Injection:
@@ -272,16 +257,13 @@ class Passing(Struct):
             self.issued = issued = source.issue(ref=call.ref, format=asked, now=self.at)
             known |= {"callback": issued.url, "token": issued.token or ""}
             known["secret"] = issued.webhook_secret or source.api.secret
-        wanted = {
-            name: text for name, text in job.set.items() if known["secret"] or "{secret}" not in str(text)
-        }
-        values: Mapping[str, Any] = filled(wanted, known)
-        return Injection(job, values, passes_own=source.settings.own_callback == "pass")
+        wanted = {n: text for n, text in job.set.items() if known["secret"] or "{secret}" not in str(text)}
+        return Injection(job, filled(wanted, known), passes_own=source.settings.own_callback == "pass")
 
     def _count(self, size: int) -> None:
         """Count bytes of the caller's body."""
         self.report.bytes_in += size
-        self.allowance.add_bytes(size)
+        self.allowance.bytes.left -= size
 
     # ------------------------------------------------------------ never twice
 
@@ -293,7 +275,7 @@ class Passing(Struct):
         claims, expectation = (self.issued.claims, self.issued.expectation) if self.issued else (None, None)
         new = Submission(
             id=new_id("sub", self.at),
-            application=self.allowance.application,
+            application=self.allowance.settings.name,
             source=call.source,
             request=self.rule.request,
             token_id=claims.token_id if claims else None,
@@ -303,15 +285,14 @@ class Passing(Struct):
             created_at=self.at,
             updated_at=self.at,
         )
-        store = self.parts.store
-        await self._unless_repeated(lambda: store.begin_submission(new, claims, expectation))
+        await self._unless_repeated(partial(self.parts.store.begin_submission, new, claims, expectation))
         self.submission = new
 
     async def _body_ended(self, digest: str) -> None:
         """Look at a streamed body that has ended but for its last piece. Raises `Repeated` when it was an earlier submission's."""
         if self.submission is not None:
             wanted = replace(self.submission, fingerprint=self.call.fingerprint(digest))
-            await self._unless_repeated(lambda: self.parts.store.fingerprint_submission(wanted))
+            await self._unless_repeated(partial(self.parts.store.fingerprint_submission, wanted))
 
     async def _unless_repeated(self, look: Callable[[], Awaitable[Submission | None]]) -> None:
         """Raise `Repeated` where an earlier submission stands for this one, once it has an answer.
@@ -338,7 +319,7 @@ class Passing(Struct):
             raise SubmissionRefused(424, UNKNOWN)
         headers, body = msgspec.msgpack.decode(earlier.answer, type=tuple[list[tuple[str, str]], bytes])
         headers.append(("x-receiver-replayed", "1"))
-        return Answer(status=earlier.status or 200, headers=headers, body=once(body))
+        return Answer(earlier.status or 200, headers, once(body))
 
     # ------------------------------------------------------------ the exchange
 
@@ -347,16 +328,14 @@ class Passing(Struct):
         call, idle = self.call, self.parts.settings.idle_seconds
         question, api = f"?{query}" if query else "", self.source.api
         place = target(f"{api.table.base}{call.path}{question}")
-        if not isinstance(place, Target):
+        if isinstance(place, str):
             raise SubmissionRefused(404, place)
         patience = _patience(call.header("prefer"), self.parts.settings.answer_seconds)
-        content = self.body.content
-        pieces = self._timed(content, idle, patience) if content else None
+        pieces = self._timed(self.body.content, idle, patience) if self.body.content else None
         headers = headers_out(call.headers, api.table.header, {**api.headers, **self.body.headers})
         self.began = True
         try:
-            async with self.limit:
-                self._wait(CONNECT_SECONDS + patience)
+            async with asyncio.timeout(CONNECT_SECONDS + patience) as self.limit:
                 reply = await self.source.upstream.exchange(call.method, place, headers, pieces)
         except TimeoutError:
             raise SubmissionRefused(424, UNKNOWN) from None
@@ -398,8 +377,7 @@ class Passing(Struct):
     def _passed_back(self, reply: Incoming, start: bytes = b"") -> Answer:
         """Return a provider's answer, of which `start` was read."""
         self.report.outcome = "forwarded"
-        headers = headers_back(reply.headers)
-        return Answer(status=reply.status, headers=headers, body=self._rest(reply, start))
+        return Answer(reply.status, headers_back(reply.headers), self._rest(reply, start))
 
     async def _rest(self, reply: Incoming, piece: bytes) -> AsyncIterator[bytes]:
         """Yield an answer's body: what was read of it, and what comes. Raises `ReplyBroken`, `TimeoutError`."""
@@ -432,11 +410,8 @@ class Passing(Struct):
         if job_id is None:
             self.parts.observer.note("warning", "submit.no_job_id", source=self.call.source)
         pickup = self._pickup(job_id) if job.fetch and job_id else None
-        found = {
-            "status": reply.status,
-            "job_id": pickup.job_id if pickup else job_id,
-            "answer": kept if 0 < len(kept) <= _KEPT_BYTES else None,
-        }
+        found: dict[str, Any] = {"status": reply.status, "job_id": pickup.job_id if pickup else job_id}
+        found["answer"] = kept if 0 < len(kept) <= _KEPT_BYTES else None
         await self._end(SubmissionState.ACCEPTED, pickup, **found)
         return answer
 
@@ -445,7 +420,7 @@ class Passing(Struct):
         start, whole = bytearray(), False
         try:
             async with asyncio.timeout(self.parts.settings.answer_seconds):
-                while len(start) <= _START_BYTES and not whole:
+                while len(start) <= START and not whole:
                     piece = await reply.read()
                     start += piece
                     whole = not piece
@@ -466,12 +441,11 @@ class Passing(Struct):
 
     def _pickup(self, job_id: str) -> Pickup | None:
         """Return the pickup of a job's result, for providers that do not call back."""
-        pull, now = self.source.pull, self.parts.clock()
+        pull, now, source = self.source.pull, self.parts.clock(), self.call.source
         try:
             return None if pull is None else new_pickup(pull, job_id, ref=self.call.ref, now=now)
         except PickupRefused as error:
-            facts = {"source": self.call.source, "reason": error.message}
-            self.parts.observer.note("warning", "submit.no_pickup", **facts)
+            self.parts.observer.note("warning", "submit.no_pickup", source=source, reason=error.message)
             return None
 
     async def _end(self, state: SubmissionState, pickup: Pickup | None = None, **found: Any) -> None:
@@ -497,15 +471,14 @@ def _patience(prefer: str, seconds: float) -> float:
     return seconds
 
 
-def _plain(data: bytes, coding: str) -> bytes:
+def _plain(data: bytes, named: str) -> bytes:
     """Return an answer without its content coding, which some use unasked; as it is if that cannot be undone within bounds."""
     plain = bytearray()
-    if coding.lower() in ("gzip", "x-gzip", "deflate"):
-        inflater = Inflater(coding.lower().removeprefix("x-"))
+    if code := coding(named):
         with contextlib.suppress(CodingBroken):
-            for piece in inflater.feed(data):
+            for piece in (inflater := Inflater(code)).feed(data):
                 plain += piece
-                if len(plain) > _START_BYTES:
+                if len(plain) > START:
                     return data
             inflater.finish()
             return bytes(plain)

@@ -48,29 +48,30 @@ class SubmitSource:
             job_secret=adapter.job_secrets,
             short=True,
         )
-        longest = 0 if all(job.fetch for job in api.table.jobs) else len(issue(now=0).url)
-        _refuse_unusable(settings, source, api, longest)
+        table = api.table
+        leads_back = any(job.rewrite for job in table.jobs)
+        longest = 0 if all(job.fetch for job in table.jobs) else len(issue(now=0).url)
+        unusable = {
+            f"submissions need the provider's key: set sources.{source.name}.api_key": not api.auth,
+            'callbacks carry the account\'s key: leave own_callback = "pass" out': (
+                table.callbacks_have_key and source.own_callback == "pass"
+            ),
+            "answers of this provider have URLs that are to lead back to receiver: set submit.url": (
+                leads_back and settings.submit.url is None
+            ),
+            f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most": (
+                longest > table.max_url
+            ),
+        }
+        for message, is_so in unusable.items():
+            if is_so:
+                raise ConfigError(message)
+        # How many requests are under way at once has a limit of its own.
         upstream = Egress(
             timeout_seconds=CONNECT_SECONDS,
-            connections=0,  # how many are under way at once has a limit of its own
+            connections=0,
             allow=source.allow,
             ca_file=source.ca_file,
             fresh=True,
         )
         return cls(source, api, pull, upstream, issue)
-
-
-def _refuse_unusable(settings: Settings, source: SourceSettings, api: ProviderApi, longest: int) -> None:
-    """Raise `ConfigError` where nothing could be submitted; `longest` is the length of a callback URL, 0 where none is sent."""
-    table = api.table
-    if not api.auth:
-        raise ConfigError(f"submissions need the provider's key: set sources.{source.name}.api_key")
-    if table.callbacks_have_key and source.own_callback == "pass":
-        raise ConfigError('callbacks carry the account\'s key: leave own_callback = "pass" out')
-    if settings.submit.url is None and any(job.rewrite for job in table.jobs):
-        raise ConfigError(
-            "answers of this provider have URLs that are to lead back to receiver: set submit.url"
-        )
-    if longest > table.max_url:
-        most = f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most"
-        raise ConfigError(most)

@@ -42,17 +42,15 @@ def begin(
 
 
 def _earlier(session: Session, wanted: Submission) -> Submission | None:
-    of_wanted = ("id", "application", "source", "idempotency_key", "fingerprint")
-    asked: dict[str, Value] = {name: getattr(wanted, name) for name in of_wanted}
-    asked["since"] = wanted.created_at - REPEAT_SECONDS * 1000
-    rows = session.run("earlier_submission", asked)
+    since = wanted.created_at - REPEAT_SECONDS * 1000
+    rows = session.run("earlier_submission", asdict(wanted) | {"since": since})
     return _of(rows[0]) if rows else None
 
 
 @Each
 def fingerprinted(session: Session, wanted: Submission) -> Submission | None:
     """Note the fingerprint of a submission whose body has ended; return the earlier one that it repeats."""
-    session.run("fingerprint_submission", {"id": wanted.id, "fingerprint": wanted.fingerprint})
+    session.run("fingerprint_submission", asdict(wanted))
     return _earlier(session, wanted)
 
 
@@ -62,11 +60,7 @@ def end(session: Session, ended: Submission, pickup: Pickup | None = None) -> No
 
     Its expectation gets the job id, or is removed if no job was made.
     """
-    if ended.state is SubmissionState.OPEN:
-        session.run("drop_submission", {"id": ended.id})
-    else:
-        written = ("id", "state", "status", "job_id", "answer", "updated_at")
-        session.run("end_submission", {name: getattr(ended, name) for name in written})
+    session.run("drop_submission" if ended.state is SubmissionState.OPEN else "end_submission", asdict(ended))
     if ended.state in (SubmissionState.OPEN, SubmissionState.REFUSED):
         session.run("drop_expectation", {"source": ended.source, "key": ended.expectation})
     elif ended.job_id is not None:
@@ -121,12 +115,9 @@ def count(session: Session, requests: Sequence[Sequence[Usage]]) -> list[tuple[i
 
     All processes lock rows in the same order. A window that has ended counts nothing any more.
     """
-    places = [(number, place) for number, one in enumerate(requests) for place in range(len(one))]
-    totals = [[0] * len(request) for request in requests]
-    for number, place in sorted(places, key=lambda at: requests[at[0]][at[1]]):
-        usage = requests[number][place]
-        totals[number][place] = int(session.run("count_usage", asdict(usage))[0][0])
-    return [tuple(one) for one in totals]
+    asked = [(usage, of, place) for of, request in enumerate(requests) for place, usage in enumerate(request)]
+    totals = {(of, at): int(session.run("count_usage", asdict(one))[0][0]) for one, of, at in sorted(asked)}
+    return [tuple(totals[of, at] for at in range(len(request))) for of, request in enumerate(requests)]
 
 
 def _of(row: Row) -> Submission:
