@@ -101,7 +101,7 @@ def _give_out(settings: Settings, made: IssuedUrl, *, as_json: bool) -> None:
     if made.claims is not None or made.expectation is not None:
         asyncio.run(_keep(settings, made))  # before anybody can call the URL
     if as_json:
-        from receiver.web.api.requests import issued_url
+        from receiver.web.api.pickups import issued_url
 
         print_json(to_builtins(issued_url(made)))
         return

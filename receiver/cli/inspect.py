@@ -25,10 +25,10 @@ from receiver.cli.output import (
 )
 from receiver.core.clock import iso, wall_clock
 from receiver.core.errors import NotFound, UsageError
-from receiver.core.event import TIME_CHARS, Event
+from receiver.core.event import Event
 from receiver.core.explain import Cause, Step
 from receiver.core.observe import harmless
-from receiver.core.work import Delivery, DeliveryFilter, DeliveryState
+from receiver.core.work import Delivery, DeliveryFilter, DeliveryState, PickupFilter
 from receiver.web.views import shown_as, view
 
 if TYPE_CHECKING:
@@ -121,12 +121,10 @@ async def _follow(settings: Settings, wanted: EventSearch, *, as_json: bool) -> 
 
 
 async def _kept_body(settings: Settings, event_id: str) -> bytes:
-    async with opened_store(settings) as store:
-        event, kept = await store.event(event_id), await store.body(event_id)
-    if kept is not None or event.blob_key is None:
-        return kept or b""
-    async with opened_blobs(settings) as blobs:
-        return await blobs.get(event.blob_key)
+    from receiver.engine.renormalizer import kept_body
+
+    async with opened_store(settings) as store, opened_blobs(settings) as blobs:
+        return await kept_body(store, blobs, await store.event(event_id))
 
 
 def _show_event(settings: Settings, event_id: str, *, wide: bool, as_json: bool) -> None:
@@ -152,12 +150,8 @@ def _show_event(settings: Settings, event_id: str, *, wide: bool, as_json: bool)
 
 
 async def _awaited(store: Store, event_id: str) -> Pickup | None:
-    """Return the pickup that an event is to come from: its id was made in the same millisecond as the event's."""
-    from receiver.core.work import PickupFilter
-
-    moment = event_id.removeprefix("evt_")[:TIME_CHARS]
-    found = await store.pickups(PickupFilter(after=f"pku_{moment}{'z' * 17}", limit=200))
-    return next((pickup for pickup in found if pickup.event_id == event_id), None)
+    """Return the pickup that an event is to come from."""
+    return next(iter(await store.pickups(PickupFilter(event_id=event_id, limit=1))), None)
 
 
 def deliveries(

@@ -171,7 +171,7 @@ def pickups(
     as_json: AsJson = False,
 ) -> None:
     """List pickups, or show one. One pickup comes with its attempts."""
-    from receiver.web.api import requests as api
+    from receiver.web.api import pickups as api
 
     settings = load_to_look(ctx)
     if pickup_id is None:

@@ -1,14 +1,29 @@
-"""What is configured and how it is: sources, destinations, and how much waits."""
+"""What is configured and how it is: sources, destinations, how much waits; counts over all processes, and which live."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal
+
 from msgspec import Struct
 
+from receiver.core.clock import iso
 from receiver.core.destinations import ACTIONS, DestinationState
+from receiver.core.event_json import Time
+from receiver.core.tally import ACK, HOUR, MINUTE, Process, Tally, within
 from receiver.engine.destination_actions import act_on_destination, destination_states
+from receiver.engine.tallies import EVERY_SECONDS, HOURS_KEPT_MS
 from receiver.settings.model import ApiScope
+from receiver.web.api.lists import Moment, millis
 from receiver.web.api.operation import Call, Operation, Served, operation
-from receiver.web.views import Page
+from receiver.web.api.problems import Refused
+from receiver.web.views import Page, whole
+
+_STEPS = {"minute": MINUTE, "hour": HOUR, "all": 1 << 62}
+_MOST_STEPS = 180
+"""In one answer: three hours by the minute, a week by the hour."""
 
 
 class SourceShown(Struct, frozen=True, kw_only=True):
@@ -112,3 +127,98 @@ def _act(action: str) -> Operation:
 
 
 pause, resume, enable = map(_act, ACTIONS)
+
+
+# ---------------------------------------------------------------- counts over all processes
+
+
+class TallyQuery(Struct, forbid_unknown_fields=True, frozen=True):
+    """Which time, and how finely."""
+
+    since: Moment | None = None
+    """An hour ago, where it is not given."""
+    until: Moment | None = None
+    by: Literal["minute", "hour", "all"] = "minute"
+    """What one count covers; what is older than two days is counted by the hour."""
+
+
+class TallyShown(Struct, frozen=True, kw_only=True):
+    """How often something came out so, over all processes."""
+
+    at: Time
+    """When the time that is counted began."""
+    kind: str
+    """`callbacks` of a source by their answer; `deliveries`, each attempt to a destination by its outcome."""
+    name: str
+    outcome: str
+    count: int
+
+
+class AckShown(Struct, frozen=True, kw_only=True):
+    """How long callbacks of a source waited for a 200, over all processes."""
+
+    at: Time
+    source: str
+    count: int
+    p50_ms: int | None
+    """Half of them waited so many milliseconds at most: the upper bound of a range."""
+    p99_ms: int | None
+
+
+class TalliesShown(Struct, frozen=True, kw_only=True):
+    """What was counted."""
+
+    items: list[TallyShown]
+    ack: list[AckShown]
+
+
+class ProcessShown(Process, frozen=True, kw_only=True):
+    """A process that takes callbacks or works."""
+
+    alive: bool
+    """Whether it was seen in the last 30 seconds."""
+
+
+@operation("GET /tallies", ApiScope.READ)
+async def tallies(call: Call[TallyQuery, None]) -> TalliesShown:
+    """Tell what came out how often, by the minute or hour, over all processes."""
+    now, by = call.now, call.query.by
+    until = millis(call.query.until) or now
+    since = millis(call.query.since)
+    since = max(until - HOUR if since is None else since, now - HOURS_KEPT_MS)
+    if (until - since) // _STEPS[by] > _MOST_STEPS:
+        raise Refused(
+            400, f"since: there are {_MOST_STEPS} steps at once; ask with by=hour, by=all, or until"
+        )
+    found = await call.store.tallies(since // MINUTE * MINUTE, until, _STEPS[by])
+    # They may be tens of thousands: callbacks are not to wait for them.
+    return await asyncio.to_thread(_shown, found, since)
+
+
+def _shown(found: Sequence[Tally], since: int) -> TalliesShown:
+    def at(one: Tally) -> Time:
+        return iso(one.minute or since)  # one count of all has no beginning of its own
+
+    items = [
+        TallyShown(at=at(one), kind=one.kind, name=one.name, outcome=one.outcome, count=one.count)
+        for one in found
+        if one.kind != ACK
+    ]
+    waits = groupby((one for one in found if one.kind == ACK), lambda one: (at(one), one.name))
+    return TalliesShown(items=items, ack=[_ack(*of, list(group)) for of, group in waits])
+
+
+def _ack(at: Time, source: str, group: Sequence[Tally]) -> AckShown:
+    count = sum(one.count for one in group)
+    return AckShown(at=at, source=source, count=count, p50_ms=within(group, 0.5), p99_ms=within(group, 0.99))
+
+
+@operation("GET /processes", ApiScope.READ)
+async def processes(call: Call[None, None]) -> Page[ProcessShown]:
+    """List the processes of the last 48 hours, those that began last first."""
+    now = call.now
+    items = [
+        whole(ProcessShown, one, alive=now - one.seen_at < 3 * EVERY_SECONDS * 1000)
+        for one in await call.store.processes()
+    ]
+    return Page(items=items, next=None)

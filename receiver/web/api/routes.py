@@ -10,15 +10,11 @@ from receiver.web.api import (
     jobs,
     operations,
     overview,
+    pickups,
     rejections,
-    requests,
     stream,
-    tallies,
 )
 from receiver.web.api.operation import Operation
 
-_MODULES = (
-    *(events, stream, deliveries, requests, rejections, jobs, overview, tallies),
-    *(operations, erasures, acts),
-)
+_MODULES = (events, stream, deliveries, pickups, rejections, jobs, overview, operations, erasures, acts)
 OPERATIONS = tuple(one for module in _MODULES for one in vars(module).values() if isinstance(one, Operation))

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from receiver.core.explain import PARKED
 from receiver.core.work import DeliveryState, PickupState
 from receiver.settings.model import ApiScope
-from receiver.web.api import acts, deliveries, operations, rejections, requests
+from receiver.web.api import acts, deliveries, operations, pickups, rejections
 from receiver.web.api import events as api_events
 from receiver.web.api import overview as api_overview
 from receiver.web.console import destinations, event, events, jobs, overview, retention, sources
@@ -37,8 +37,8 @@ _PAGES: Mapping[str, Handler] = {
     "/events/{event_id}/download/body": event.download_body,
     "/parked": Page("parked.html", api_events.listed, always=_PARKED, more=events.bodies_of),
     "/jobs": jobs.jobs,
-    "/pickups": Page("pickups.html", requests.listed, [*PickupState]),
-    "/pickups/{pickup_id}": Page("pickup.html", requests.one),
+    "/pickups": Page("pickups.html", pickups.listed, [*PickupState]),
+    "/pickups/{pickup_id}": Page("pickup.html", pickups.one),
     "/rejections": Page("rejections.html", rejections.listed, always={"limit": 500}),
     "/rejections/{rejection_id}": sources.rejection,
     "/sources": Page("sources.html", api_overview.sources, more=sources.newest_of),

@@ -14,7 +14,7 @@ from receiver.providers import PushProvider, adapter_of
 from receiver.providers.custom.language import CustomSettings
 from receiver.settings.model import ApiScope
 from receiver.system.background import printed_by
-from receiver.web.api import rejections, requests
+from receiver.web.api import pickups, rejections
 from receiver.web.console.events import latest, rows_of
 from receiver.web.console.visit import Visit
 from receiver.web.views import SHOWN_HEADERS
@@ -52,8 +52,8 @@ async def show(visit: Visit, *, made: Any = None) -> Response:
 
 async def make_url(visit: Visit) -> Response:
     """Make a callback URL and show it, this once: it is a secret."""
-    wanted = visit.sent(requests.NewCallbackUrl, source=visit.path["name"])
-    return await show(visit, made=await visit.do(requests.make_url, body=wanted))
+    wanted = visit.sent(pickups.NewCallbackUrl, source=visit.path["name"])
+    return await show(visit, made=await visit.do(pickups.make_url, body=wanted))
 
 
 async def test(visit: Visit) -> Response:

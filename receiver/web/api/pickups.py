@@ -1,4 +1,4 @@
-"""What is asked of receiver before a result is there: pickups, and callback URLs for one job each."""
+"""Pickups of results, and callback URLs that may order one."""
 
 from __future__ import annotations
 
