@@ -105,7 +105,7 @@ def claim(connection: Connection, token: str) -> list[Any]:
 def settle(connection: Connection, token: str, taken: list[Any]) -> None:
     """Settle them as delivered in one transaction."""
     now = int(time.time() * 1000)
-    ended = [(one[0], token, one[1], "delivered", None, "delivered", now, one[2]) for one in taken]
+    ended = [(one[0], token, "delivered", None, "delivered", now, one[2]) for one in taken]
     made = [(one[0], one[1] + 1, now, 1, "delivered", 200, "", b"ok") for one in taken]
     with connection.pipeline():
         connection.execute("BEGIN")

@@ -124,7 +124,7 @@ class Queue(ABC, Generic[C, S]):
         started_at, took = settlement.started_at, int(settlement.seconds * 1000)
         to_settle, to_log = self.also(settlement)
         ended_at = started_at + took
-        settled = (row_id, claim.claimed_by, attempts, settlement.state, settlement.due_at, kind, ended_at)
+        settled = (row_id, claim.claimed_by, settlement.state, settlement.due_at, kind, ended_at)
         logged = (row_id, attempts + 1, started_at, took, kind, outcome.status, outcome.detail)
         return settled + to_settle, logged + to_log
 
@@ -134,7 +134,7 @@ class Queue(ABC, Generic[C, S]):
 
     def release(self, session: Session, claims: Sequence[C], *, now: int) -> int:
         """Hand claims back unattempted and uncounted, due at once; return how many were still held."""
-        rows = [(claim.id, claim.claimed_by, claim.attempts, now) for claim in claims]
+        rows = [(claim.id, claim.claimed_by, now) for claim in claims]
         return len(session.run_rows(f"release_{self.table}", rows))
 
     def holders(self, session: Session) -> list[str]:

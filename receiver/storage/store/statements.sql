@@ -213,8 +213,9 @@ FROM taken
 WHERE {table}.id = taken.id
 
 -- name: settle_{table}
--- Writes what attempts led to, and returns the rows whose claim was still held: a claim that was lost changes nothing.
-WITH settled {rows: id, claimed_by, attempts, state, due_at, last_outcome, updated_at{outcome_too}}
+-- Writes what attempts led to, and returns the rows whose claim was still held: a claim that was lost changes nothing. As
+-- COALESCE, here and below: PostgreSQL would read all claimed rows for each, having seen none of them in its statistics.
+WITH settled {rows: id, claimed_by, state, due_at, last_outcome, updated_at{outcome_too}}
 UPDATE {table}
 SET
     state = settled.state,
@@ -225,16 +226,12 @@ SET
     {set_too}
     updated_at = CAST(settled.updated_at AS BIGINT)
 FROM settled
-WHERE
-    {table}.id = settled.id
-    AND {table}.state = '{busy}'
-    AND {table}.claimed_by = settled.claimed_by
-    AND {table}.attempts = CAST(settled.attempts AS BIGINT)
+WHERE {table}.id = settled.id AND COALESCE({table}.claimed_by, '') = settled.claimed_by
 RETURNING {table}.id
 
 -- name: release_{table}
 -- Hands claims back unattempted, due at once, and returns those that were still held.
-WITH released {rows: id, claimed_by, attempts, due_at}
+WITH released {rows: id, claimed_by, due_at}
 UPDATE {table}
 SET
     state = 'pending',
@@ -242,11 +239,7 @@ SET
     due_at = CAST(released.due_at AS BIGINT),
     updated_at = CAST(released.due_at AS BIGINT)
 FROM released
-WHERE
-    {table}.id = released.id
-    AND {table}.state = '{busy}'
-    AND {table}.claimed_by = released.claimed_by
-    AND {table}.attempts = CAST(released.attempts AS BIGINT)
+WHERE {table}.id = released.id AND COALESCE({table}.claimed_by, '') = released.claimed_by
 RETURNING {table}.id
 
 -- name: claims_of_{table}
@@ -265,7 +258,7 @@ SET
     due_at = CAST(ended.due_at AS BIGINT),
     updated_at = CAST(ended.due_at AS BIGINT)
 FROM ended
-WHERE {table}.claimed_by = ended.claimed_by AND {table}.state = '{busy}'
+WHERE {table}.claimed_by = ended.claimed_by
 RETURNING {table}.{queue}
 
 -- name: next_due_{table}
