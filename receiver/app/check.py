@@ -1,28 +1,30 @@
-"""Checks the settings: what is wrong or doubtful about them, as numbered findings.
+"""Checks the settings, and asks the services that they name, PostgreSQL, S3 and queues: what is wrong or doubtful, as findings.
 
 The codes are stable: scripts and docs/configuration.md may name them. `E…` stops `serve` and `work`, `W…` does not.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import re
 import stat
 import tempfile
+import threading
 import tomllib
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from receiver.core import urls
-from receiver.core.errors import ConfigError, ReceiverError, SettingsError
+from receiver.core.clock import wall_clock
+from receiver.core.errors import Code, ConfigError, Finding, ReceiverError, SettingsError, install
 from receiver.core.event import EVENT_TYPES
 from receiver.core.event_json import PLACES, may_be_there
-from receiver.core.findings import Code, Finding, install
 from receiver.core.routing import ABOUT_DESTINATIONS, Route
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import is_private, is_this_machine
@@ -481,3 +483,84 @@ def _retention(settings: Settings) -> Iterator[Finding]:
     message = f"events stay as long as their audio, {ages.audio}, and not {ages.events} only"
     fix = f'write events = "{ages.audio}", or keep audio for {ages.events} only'
     yield finding("W019", "retention.events", message, fix)
+
+
+# ---------------------------------------------------------------- the services: asked by `receiver check`, and at each start
+
+PATIENCE = 8.0
+"""Seconds after which no answer is an answer."""
+
+
+def reach(settings: Settings, *, clock: Callable[[], int] = wall_clock) -> list[Finding]:
+    """Return what PostgreSQL, S3 and queues say, what stops `serve` first; nothing for embedded parts. Waits `PATIENCE` at most.
+
+    The settings are to be such that `check` found nothing fatal. S3 is tried with a small object, which is deleted again.
+    """
+    probes: list[_Probe] = []
+    if load.postgres_url(settings) is not None:
+        probes.append(_Probe(lambda: _postgres(settings, clock), "store.url", silent="E012", broken="E018"))
+    if load.on_s3(settings):
+        probes.append(_Probe(lambda: _s3(settings), "blobs.url", silent="W017", broken="E020"))
+    for name, destination in settings.destinations.items():
+        if kind_of(destination).probe is not Destination.probe:
+            ask, where = partial(_taking, destination), f"destinations.{name}"
+            probes.append(_Probe(ask, where, silent="W025", broken="W025"))
+    for probe in probes:
+        probe.join(PATIENCE)
+    return sorted((f for probe in probes for f in probe.findings), key=lambda finding: not finding.fatal)
+
+
+class _Probe(threading.Thread):
+    """Ask one service in a thread that ends with the process if there is never an answer."""
+
+    def __init__(self, ask: Callable[[], Iterable[Finding]], where: str, *, silent: str, broken: str) -> None:
+        super().__init__(daemon=True)
+        self._ask, self._where, self._broken = ask, where, broken
+        self.findings = [finding(silent, where, f"it did not answer within {PATIENCE:g} s")]
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.findings = list(self._ask())
+        except Exception as error:  # a bug of ours must not pass for silence, nor for a traceback
+            message = f"asking it failed ({type(error).__name__})"
+            fix = "look at the settings; please report it"
+            self.findings = [finding(self._broken, self._where, message, fix)]
+
+
+def unreached(findings: Iterable[Finding]) -> bool:
+    """Tell whether nothing stops the start but what may pass: an outage, or a clock that is not yet set after a boot."""
+    return all(finding.code in {"E012", "E017"} for finding in findings if finding.fatal)
+
+
+def _postgres(settings: Settings, clock: Callable[[], int]) -> Iterator[Finding]:
+    from receiver.storage.store.postgres_connection import probe
+
+    for trouble in probe(load.postgres_url(settings) or "", clock):
+        yield finding(trouble.code, "store.url", trouble.message, trouble.fix)
+
+
+def _taking(settings: DestinationSettings) -> Iterator[Finding]:
+    async def ask() -> str | None:
+        destination = kind_of(settings)(settings)
+        await destination.open()
+        try:
+            return await destination.probe()
+        finally:
+            await destination.close()
+
+    if trouble := asyncio.run(ask()):
+        yield finding("W025", f"destinations.{settings.name}", trouble)
+
+
+def _s3(settings: Settings) -> Iterator[Finding]:
+    from receiver.storage.blobs.s3_probe import probe
+
+    for trouble in probe(S3Options.of(settings.blobs)):
+        code = "E020" if trouble.fatal else "W018"
+        if trouble.outage:
+            code = "W017"
+        fix = f"grant {trouble.permission} (deploy/iam-policy.json)" if trouble.permission else None
+        yield finding(code, "blobs.url", trouble.message, fix)
+        if trouble.outage:
+            return

@@ -24,8 +24,7 @@ from receiver.app.log import LogObserver
 from receiver.app.metrics import MetricsObserver
 from receiver.core import event_json
 from receiver.core.clock import wall_clock
-from receiver.core.errors import ConfigError
-from receiver.core.findings import install
+from receiver.core.errors import ConfigError, install
 from receiver.core.observe import Observer, Observers
 from receiver.core.routing import Router
 from receiver.core.tally import Process
@@ -36,7 +35,6 @@ from receiver.engine.erasure import Eraser
 from receiver.engine.intake import Intake
 from receiver.engine.janitor import Janitor
 from receiver.engine.journal_drain import PAUSES, JournalDrain
-from receiver.engine.normalizer import Normalizer
 from receiver.engine.overload import LoadShedder
 from receiver.engine.recorder import Recorder
 from receiver.engine.rejections import Rejections
@@ -248,7 +246,6 @@ class _Parts(Struct, frozen=True, dict=True):
         links = ObjectLinks(made_token_secrets(self.settings), self.settings.tokens.signing)
         link = self._link(links)
         relay = self._relay(link)
-        normalizer = Normalizer(self.lasting.observer)
         recorder = self._recorder(relay, lambda source: collector.wake((source,)))
         collector = self._collector(recorder)
         store, observer, clock = self.lasting.store, self.lasting.observer, self.lasting.clock
@@ -262,8 +259,8 @@ class _Parts(Struct, frozen=True, dict=True):
             tokens=self.tokens,
             links=links,
             link=link,
-            intake=self._intake(recorder, normalizer),
-            journal_drain=self._journal_drain(recorder, normalizer, submissions),
+            intake=self._intake(recorder),
+            journal_drain=self._journal_drain(recorder, submissions),
             relay=relay,
             collector=collector,
             takeover=Takeover(store, observer, clock, relay.wake, collector.wake),
@@ -358,7 +355,7 @@ class _Parts(Struct, frozen=True, dict=True):
             worker=self.lasting.worker,
         )
 
-    def _intake(self, recorder: Recorder, normalizer: Normalizer) -> Intake:
+    def _intake(self, recorder: Recorder) -> Intake:
         return Intake(
             providers=self.ports.providers,
             sources=self.settings.sources,
@@ -371,19 +368,15 @@ class _Parts(Struct, frozen=True, dict=True):
             load=self.lasting.load,
             rejections=self.lasting.rejections,
             fetchers=self.ports.fetchers,
-            normalizer=normalizer,
         )
 
-    def _journal_drain(
-        self, recorder: Recorder, normalizer: Normalizer, submissions: Submissions
-    ) -> JournalDrain:
+    def _journal_drain(self, recorder: Recorder, submissions: Submissions) -> JournalDrain:
         return JournalDrain(
             submissions=submissions.parts,
             providers=self.ports.providers,
             store=self.lasting.store,
             recorder=recorder,
             journal=self.lasting.journal,
-            normalizer=normalizer,
             observer=self.lasting.observer,
             secrets=made_token_secrets(self.settings),
             pauses=self.lasting.timing.drain,

@@ -23,12 +23,12 @@ from receiver.core.errors import ConfigError, ReceiverError, StoreUnusable, Usag
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "Run": {
-        "init": "cli.setup",
-        "check": "cli.setup",
-        "migrate": "cli.setup",
-        "serve": "cli.serve",
-        "work": "cli.serve",
-        "reload": "cli.serve",
+        "init": "cli.run",
+        "check": "cli.run",
+        "migrate": "cli.run",
+        "serve": "cli.run",
+        "work": "cli.run",
+        "reload": "cli.run",
     },
     "Look": {
         "events": "cli.inspect",

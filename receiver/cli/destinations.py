@@ -75,7 +75,7 @@ for _name, _action in ACTIONS.items():
 
 
 async def _done(settings: Settings, name: str, action: str) -> DestinationState:
-    from receiver.engine.destination_actions import act_on_destination
+    from receiver.engine.holds import act_on_destination
 
     async with made_store(settings) as store, acting(store, f"destinations {action}", name):
         return await act_on_destination(store, settings.destinations, name, action, now=wall_clock())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from receiver.app.log import LogObserver
-    from receiver.core.findings import Finding
+    from receiver.core.errors import Finding
 
 _WIDE = 10_000
 _COLUMNS = 80

@@ -20,9 +20,9 @@ from receiver.cli.opening import (
 )
 from receiver.cli.options import AsJson, Limit, Wide, Yes, confirm, given, moment, option
 from receiver.cli.output import Listing, counted, print_json, print_list, warn
-from receiver.core.bulk import BulkOperation, BulkState
 from receiver.core.clock import wall_clock
 from receiver.core.errors import UsageError
+from receiver.core.work import BulkOperation, BulkState
 from receiver.web.views import view
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def replay(
 
 async def _named(settings: Settings, wanted: NewReplay) -> Replayed:
     from receiver.app.wiring import build_router
-    from receiver.engine.replays import find_named
+    from receiver.engine.bulk import find_named
     from receiver.web.api.operations import make_replay
 
     async with opened_store(settings) as store:

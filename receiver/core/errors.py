@@ -1,4 +1,4 @@
-"""The whole error tree of receiver. A class's docstring is its default message.
+"""The whole error tree of receiver, and the findings about settings. A class's docstring is its default message.
 
 ReceiverError
 ├── SenderError                  the sender's fault; engine/intake.py answers it with its status
@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 
-from receiver.core.findings import Problem
+from msgspec import Struct
 
 
 class ReceiverError(Exception):
@@ -208,3 +208,47 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     return str(error) or type(error).__name__
+
+
+# ---------------------------------------------------------------- what `receiver check` finds, and what is wrong with settings
+
+
+class Code(Struct, frozen=True):
+    """What one code of `receiver check` stands for."""
+
+    title: str
+    fix: str
+    """What to do about it, in general; a finding may say it more closely. Empty where only its message can."""
+
+
+class Finding(Struct, frozen=True):
+    """One numbered result of `receiver check`; documented by its code in docs/configuration.md."""
+
+    code: str
+    """`E…` stops `serve`, `W…` does not."""
+    where: str
+    """The setting, for example `sources.deepgram.basic`."""
+    message: str
+    fix: str
+
+    @property
+    def fatal(self) -> bool:
+        """True when `serve` refuses to start."""
+        return self.code.startswith("E")
+
+
+class Problem(Struct, frozen=True):
+    """Why a setting cannot be used."""
+
+    where: str
+    """The setting, `server.port`, or the environment variable that alone speaks of it; empty for the whole file."""
+    message: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.where, self.message))) + (self.fix and f"; {self.fix}")
+
+
+def install(extra: str) -> str:
+    """Return what to do when an extra is missing; by path, as the public index has a stranger's package of our name."""
+    return f"install receiver with its extra [{extra}] (pip install '/path/to/receiver[{extra}]')"

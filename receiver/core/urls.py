@@ -5,8 +5,7 @@ from __future__ import annotations
 import ipaddress
 from urllib.parse import SplitResult, quote, urlsplit
 
-from receiver.core.errors import ConfigError
-from receiver.core.findings import Finding
+from receiver.core.errors import ConfigError, Finding
 
 
 def http_url(text: str, *, bare: bool = True) -> SplitResult:

@@ -21,7 +21,7 @@ import httpx2
 from msgspec import Struct
 from rich.console import Console
 
-from receiver.cli.setup import fresh
+from receiver.cli.run import fresh
 from receiver.core.errors import ReceiverError
 from receiver.core.tokens import CallbackTokens
 from receiver.demo.deapi import Deapi

@@ -16,13 +16,21 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from receiver.core.bulk import COUNTED, Batch, BulkKind, BulkOperation, Selection
 from receiver.core.errors import RESOURCE_ERRORS, NotFound, StoreUnavailable, Unavailable, UsageError
 from receiver.core.event import Event, EventSearch, Place, Recorded, new_id
 from receiver.core.observe import Observer
-from receiver.core.page import Page
+from receiver.core.page import Page, pages
 from receiver.core.routing import Router, fitting_types
-from receiver.core.work import Delivery, DeliveryFilter, DeliveryState
+from receiver.core.work import (
+    COUNTED,
+    Batch,
+    BulkKind,
+    BulkOperation,
+    Delivery,
+    DeliveryFilter,
+    DeliveryState,
+    Selection,
+)
 from receiver.engine.worker import Clock
 from receiver.storage.store.store import Store
 from receiver.system.background import BackgroundPart
@@ -241,3 +249,47 @@ async def missing(store: Store, router: Router, to: str, events: Sequence[Event]
         for name in router.destinations(event.source, event.type, event.data)
         if fnmatchcase(name, to) and (event.id, name) not in there
     ]
+
+
+# ---------------------------------------------------------------- replays by id; `find_named` changes nothing, so it also serves a dry run
+
+
+class Replayable(Struct):
+    """What can be replayed of the named deliveries and events."""
+
+    ended: list[str] = []
+    """Deliveries that have ended: they get another round."""
+    missing: list[tuple[str, str]] = []
+    """Pairs of event and destination without a delivery: `replay` makes one."""
+    busy: int = 0
+    """Deliveries under way: they are left alone."""
+
+    def __len__(self) -> int:
+        return len(self.ended) + len(self.missing)
+
+
+async def find_named(store: Store, router: Router, ids: Sequence[str], to: str | None) -> Replayable:
+    """Return what can be replayed of the named deliveries and events, to all destinations or those that fit `to`. Raises `NotFound`."""
+    found = Replayable()
+    states: dict[str, DeliveryState] = {}
+    for identifier in ids:
+        if not identifier.startswith("evt_"):
+            delivery = await store.delivery(identifier)
+            states[delivery.id] = delivery.state
+            continue
+        event = await store.event(identifier)
+        found.missing += [(event.id, name) for _, name in await missing(store, router, to or "*", [event])]
+        of_event = DeliveryFilter(event_id=event.id, destination=to, limit=_PAGE)
+        async for page in pages(store.deliveries, of_event):
+            states |= {one.id: one.state for one in page}
+    ended = (DeliveryState.DEAD, DeliveryState.DELIVERED)
+    found.ended = sorted(one for one, state in states.items() if state in ended)
+    found.busy = len(states) - len(found.ended)
+    return found
+
+
+async def replay(store: Store, found: Replayable, *, now: int) -> tuple[int, int]:
+    """Replay what was found; return how many deliveries were replayed, and how many made."""
+    replayed = await store.replay(found.ended, now=now)
+    added = await store.add_deliveries(found.missing, now=now)
+    return len(replayed), len(added)

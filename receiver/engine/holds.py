@@ -1,12 +1,15 @@
-"""What holds pending deliveries back: their destination's state or rate, or an earlier delivery of their job. Sees ports only."""
+"""What holds pending deliveries back: their destination's state or rate, or an earlier delivery of their job; and the actions of a
+person that hold a destination's deliveries or let them go. Sees ports only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from receiver.core.destinations import DestinationState, DestinationStatus
+from receiver.core.destinations import ACTIONS, DestinationState, DestinationStatus
+from receiver.core.errors import NotFound
 from receiver.core.page import Page
 from receiver.core.work import Delivery, DeliveryFilter, DeliveryState, HeldBy
 from receiver.settings.model import DestinationSettings
@@ -53,3 +56,24 @@ def _held_by(one: Delivery, state: DestinationState | None, behind: bool, now: i
     if behind:
         return HeldBy.ORDER
     return HeldBy.RATE if state is not None and state.rate_until > now else None
+
+
+async def destination_states(store: Store, names: Iterable[str], *, now: int) -> list[DestinationState]:
+    """Return the states of the destinations of these names, in their order. Raises `StoreUnavailable`."""
+    known = await store.destinations(now)
+    return [known.get(name) or DestinationState(name=name) for name in names]
+
+
+async def act_on_destination(
+    store: Store, names: Collection[str], name: str, action: str, *, now: int
+) -> DestinationState:
+    """Do one of `ACTIONS` to one of the configured destinations; return its state. No event announces it.
+
+    Doing it again changes nothing. Raises `NotFound` when no destination is so named, `StoreUnavailable`.
+    """
+    if name not in names:
+        raise NotFound(f"no destination is named {name}; there is: {', '.join(sorted(names)) or 'none'}")
+    done = await store.change_destination(
+        name, lambda state: ACTIONS[action].change(state, now), now=now, tell=lambda *_: None
+    )
+    return done.after

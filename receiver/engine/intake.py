@@ -44,9 +44,8 @@ from receiver.core.event import EventDraft, Recorded, RecordStatus
 from receiver.core.fetch import Failed, Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
 from receiver.core.tokens import CallbackTokens
-from receiver.engine.normalizer import Normalizer
 from receiver.engine.overload import LoadShedder, Place, Storing
-from receiver.engine.recorder import Recorder, kept_type
+from receiver.engine.recorder import Recorder, kept_type, normalized, report_bug
 from receiver.engine.rejections import Rejections
 from receiver.providers import PushProvider
 from receiver.settings.model import SourceSettings
@@ -97,7 +96,6 @@ class Intake:
         load: LoadShedder,
         rejections: Rejections,
         fetchers: Mapping[str, Fetch] = {},
-        normalizer: Normalizer,
     ) -> None:
         self.load = load
         self._refused: Counter[tuple[str, str, str]] = Counter()
@@ -111,7 +109,6 @@ class Intake:
         self._observer = observer
         self._fetchers = fetchers
         self._large = asyncio.Semaphore(2)
-        self._normalizer = normalizer
         self.rejections = rejections
 
     # ------------------------------------------------------------ accept: the push road
@@ -140,7 +137,7 @@ class Intake:
             self._observer.note("error", "callback.no_keys", source=report.source)
             answer = _busy(error.message)
         except Exception as error:  # a bug of ours: nothing was promised, so the provider may send it again
-            self._normalizer.bug("accept", report.source, error)
+            report_bug(self._observer, "accept", report.source, error)
             report.answer, report.reason = "not_kept", "an internal error"
             answer = _busy("receiver could not take the callback; send it again")
         report.status = answer.status
@@ -221,7 +218,7 @@ class Intake:
         except (SenderError, KeysNeeded):
             raise
         except Exception as error:  # a bug of ours must not let a stranger in, nor show a traceback
-            self._normalizer.bug("admit", head.source, error)
+            report_bug(self._observer, "admit", head.source, error)
             raise CallbackRejected("the callback could not be checked") from None
 
     async def with_claims(self, head: Head) -> Head:
@@ -355,9 +352,9 @@ class Intake:
         except (SenderError, KeysNeeded, *RESOURCE_ERRORS):
             raise
         except Exception as error:
-            self._normalizer.bug("verify", admission.head.source, error)
+            report_bug(self._observer, "verify", admission.head.source, error)
             raise CallbackRejected("the callback could not be checked") from None
-        return callback, self._normalizer.normalize(provider, callback)
+        return callback, normalized(provider, callback, self._observer)
 
     async def _record(
         self,
@@ -383,7 +380,7 @@ class Intake:
         except TimeoutError:
             report.reason = f"storing took over {budget:g} s"
         except Exception as error:
-            self._normalizer.bug("record", report.source, error)
+            report_bug(self._observer, "record", report.source, error)
             report.reason = "an internal error"
         else:
             return _recorded(recorded, draft, report)
@@ -399,7 +396,7 @@ class Intake:
     async def record_accepted(self, provider: PushProvider, callback: VerifiedCallback) -> Recorded:
         """Record a refused callback that an operator accepted. Raises `Unavailable`, `IgnoredCallback`."""
         recorded = await self._recorder.record(
-            provider, callback, self._normalizer.normalize(provider, callback)
+            provider, callback, normalized(provider, callback, self._observer)
         )
         fields = {"status": recorded.status.value, "event_id": recorded.event_id}
         self._observer.note("info", "rejection.accepted", source=callback.source, **fields)

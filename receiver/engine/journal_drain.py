@@ -12,8 +12,7 @@ from receiver.core.errors import IgnoredCallback, JournalUnavailable, Unavailabl
 from receiver.core.event import Recorded, RecordStatus
 from receiver.core.observe import Observer
 from receiver.engine.erasure import drop_erased
-from receiver.engine.normalizer import Normalizer, parked
-from receiver.engine.recorder import Recorder
+from receiver.engine.recorder import Recorder, normalized, parked
 from receiver.engine.submissions.passing import ENDED
 from receiver.engine.submissions.passing import Parts as SubmissionParts
 from receiver.providers import PushProvider
@@ -37,7 +36,6 @@ class JournalDrain(BackgroundPart):
         store: Store,
         recorder: Recorder,
         journal: Journal,
-        normalizer: Normalizer,
         observer: Observer,
         submissions: SubmissionParts,
         secrets: Sequence[str],
@@ -49,7 +47,6 @@ class JournalDrain(BackgroundPart):
         self._store = store
         self._recorder = recorder
         self._journal = journal
-        self._normalizer = normalizer
         self._submissions = submissions
         self._observer = observer
         self._secrets = secrets
@@ -104,9 +101,9 @@ class JournalDrain(BackgroundPart):
             callback = replace(callback, claims=claims)
         try:
             if callback.body.size <= _BIG_JSON:
-                draft = self._normalizer.normalize(provider, callback)
+                draft = normalized(provider, callback, self._observer)
             else:
-                draft = await asyncio.to_thread(self._normalizer.normalize, provider, callback)
+                draft = await asyncio.to_thread(normalized, provider, callback, self._observer)
         except IgnoredCallback:  # by settings that are newer than the callback
             draft = parked(provider, callback, "the settings say now that it is ignored")
         except RuntimeError as error:  # no thread can be started

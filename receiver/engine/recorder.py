@@ -1,4 +1,7 @@
-"""The recorder: turns a provider's result, pushed or pulled, into one complete and durable event, or into nothing."""
+"""The recorder: turns a provider's result, pushed or pulled, into one complete and durable event, or into nothing.
+
+A callback that its adapter does not understand is parked.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from msgspec.structs import replace
 
 from receiver.core import event_json
 from receiver.core.callback import Arrival, Body, Head, MemoryBody, VerifiedCallback, kept_headers
+from receiver.core.errors import RESOURCE_ERRORS, IgnoredCallback, MalformedCallback
 from receiver.core.event import (
     Answered,
     AudioDraft,
@@ -30,8 +34,10 @@ from receiver.core.event import (
     StoredBlob,
     id_beside,
     new_id,
+    scope,
+    scoped,
 )
-from receiver.core.observe import CallbackReport
+from receiver.core.observe import CallbackReport, Observer
 from receiver.core.routing import Router
 from receiver.core.submission import SubmissionFilter, SubmissionState
 from receiver.core.work import Deferral, Pickup, PickupKind
@@ -41,6 +47,48 @@ from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.store.store import Store
 from receiver.system.audio.formats import facts as audio_facts
 from receiver.system.body_buffer import BodyBuffer, FileBody
+
+_BIG_PARKED = 4 * 1024 * 1024
+"""Bytes from which a body that was not understood is kept from file to file, not through memory."""
+
+
+def normalized(provider: PushProvider, callback: VerifiedCallback, observer: Observer) -> EventDraft:
+    """Return the event draft of a callback; that of `callback.parked` if the adapter does not understand it. Raises
+    `IgnoredCallback`.
+
+    A bug in an adapter parks the callback, and never loses it.
+    """
+    try:
+        draft = provider.normalize(callback)
+    except MalformedCallback as error:
+        draft = parked(provider, callback, error.message)
+    except (IgnoredCallback, *RESOURCE_ERRORS):
+        raise
+    except Exception as error:  # proved, so it is kept whatever our own code makes of it
+        report_bug(observer, "normalize", callback.source, error)
+        draft = parked(provider, callback, "receiver could not read it (an internal error)")
+    return draft if callback.claims is None else scoped(scope(callback), draft)
+
+
+def report_bug(observer: Observer, step: str, source: str, error: Exception) -> None:
+    """Report a bug of ours in a step of a callback's way in."""
+    observer.note("error", "intake.bug", step=step, source=source, error=type(error).__name__)
+
+
+def parked(provider: PushProvider, callback: VerifiedCallback, why: str) -> EventDraft:
+    """Return the draft of `callback.parked`, with the body (secrets removed) for a person to look at."""
+    small = callback.body.size <= _BIG_PARKED
+    return EventDraft(
+        type="callback.parked",
+        idempotency_key=provider.fallback_key(callback),
+        ref=callback.ref,
+        occurred_at=callback.head.received_at,
+        stage=Stage.OPEN,
+        parked=why,
+        provider_data={"content_type": callback.head.media_type[0], "bytes": callback.body.size},
+        document=provider.redact(callback.body.load()) if small else None,
+    )
+
 
 _INLINE_BODY = 64 * 1024
 """Bytes up to which a callback's body is kept in its row; longer ones go to the blob store."""

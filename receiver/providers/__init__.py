@@ -20,7 +20,9 @@ from msgspec import Struct
 from receiver.core.callback import Admission, Body, Head, Reply, TokenClaims, VerifiedCallback
 from receiver.core.errors import (
     CallbackRejected,
+    Code,
     ConfigError,
+    Finding,
     MalformedCallback,
     RejectionKind,
     SettingsError,
@@ -28,7 +30,6 @@ from receiver.core.errors import (
 )
 from receiver.core.event import EventDraft, RemoteResult
 from receiver.core.fetch import Fetch
-from receiver.core.findings import Code, Finding
 from receiver.core.proofs import matching_place
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens

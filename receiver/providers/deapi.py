@@ -17,10 +17,9 @@ from msgspec.structs import replace
 from pydantic import Field, SecretStr
 
 from receiver.core.callback import Admission, Body, Head, HeldBody, MemoryBody, VerifiedCallback
-from receiver.core.errors import MalformedCallback, PickupRefused, RejectionKind
+from receiver.core.errors import Code, Finding, MalformedCallback, PickupRefused, RejectionKind
 from receiver.core.event import EventDraft, JobError, RemoteResult, Stage
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
-from receiver.core.findings import Code, Finding
 from receiver.core.proofs import hmac_sha256_hex
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear

@@ -14,10 +14,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
 
-from receiver.core.errors import MalformedCallback, PickupRefused
+from receiver.core.errors import Code, Finding, MalformedCallback, PickupRefused
 from receiver.core.event import JobError
 from receiver.core.fetch import Downloaded, Failed, Fetch, FetchResponse
-from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import Pickup

@@ -17,10 +17,9 @@ from msgspec import Struct
 from pydantic import Field, SecretStr, field_validator
 
 from receiver.core.callback import Admission, Head, VerifiedCallback
-from receiver.core.errors import MalformedCallback, PickupRefused, RejectionKind
+from receiver.core.errors import Code, Finding, MalformedCallback, PickupRefused, RejectionKind
 from receiver.core.event import EventDraft, JobError, Stage
 from receiver.core.fetch import Failed, Fetch, FetchResponse, ServerSentEvent, Stream
-from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.urls import in_clear
 from receiver.core.work import OutcomeKind, Pickup

@@ -16,9 +16,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from receiver.core.callback import Admission, Head, VerifiedCallback
-from receiver.core.errors import IgnoredCallback, MalformedCallback
+from receiver.core.errors import Code, Finding, IgnoredCallback, MalformedCallback
 from receiver.core.event import EventDraft, Stage
-from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.providers import NO_PROOF, PushProvider
 from receiver.providers.documents import (

@@ -25,6 +25,8 @@ from pydantic import Field, SecretStr, field_validator
 from receiver.core.callback import Admission, Body, Head, Reply, VerifiedCallback
 from receiver.core.errors import (
     CallbackRejected,
+    Code,
+    Finding,
     IgnoredCallback,
     MalformedCallback,
     PickupRefused,
@@ -32,7 +34,6 @@ from receiver.core.errors import (
 )
 from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
 from receiver.core.fetch import Failed, Fetch, FetchResponse
-from receiver.core.findings import Code, Finding
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
 from receiver.providers import NO_PROOF, NO_REASON, PullProvider, PushProvider

@@ -17,8 +17,7 @@ from typing import Any, TypeVar, get_args
 from msgspec import Struct
 from pydantic import ValidationError
 
-from receiver.core.errors import ConfigError, SettingsError
-from receiver.core.findings import Problem
+from receiver.core.errors import ConfigError, Problem, SettingsError
 from receiver.settings.model import DestinationSettings, Section, Settings, SourceSettings
 from receiver.system.files import make_folder, sync_folder, write_file
 

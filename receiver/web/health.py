@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from receiver.core.destinations import DestinationStatus
 from receiver.core.errors import THREAD_ERRORS, ReceiverError, StoreUnavailable
-from receiver.engine.destination_actions import destination_states
+from receiver.engine.holds import destination_states
 from receiver.settings.load import local_folders
 from receiver.system.files import scarce
 

@@ -19,14 +19,13 @@ import msgspec
 import uvicorn
 from msgspec import Struct
 
-from receiver.app.control import answering
 from receiver.app.wiring import Receiver, build, open_lasting
 from receiver.core.errors import ReceiverError
 from receiver.core.observe import Repeats
 from receiver.settings.load import journal_folder
 from receiver.web.console.sessions import sessions_of
 from receiver.web.protocol import protocol
-from receiver.web.reloading import Read, Serving
+from receiver.web.reloading import Read, Serving, answering
 from receiver.web.sockets import bind_all, bind_trouble, connections_for, raise_descriptors
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from msgspec import NODEFAULT, Meta, Raw, Struct
 from msgspec.structs import asdict, fields
 
 from receiver.core.audit import Act
-from receiver.core.bulk import BulkOperation, Selection
 from receiver.core.callback import Arrival, TokenClaims
 from receiver.core.clock import iso
 from receiver.core.destinations import DestinationState, DestinationStatus
@@ -26,7 +25,7 @@ from receiver.core.event import Callback, Event, Rejection
 from receiver.core.event_json import Time
 from receiver.core.explain import Step
 from receiver.core.submission import Submission
-from receiver.core.work import Attempt, Delivery, Pickup, PickupAttempt
+from receiver.core.work import Attempt, BulkOperation, Delivery, Pickup, PickupAttempt, Selection
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Struct)

@@ -7,12 +7,19 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from receiver.core.bulk import Batch, BulkKind, BulkOperation, BulkState, Selection
 from receiver.core.errors import NotFound
 from receiver.core.observe import Observers
 from receiver.core.retention import Prune, Walk
 from receiver.core.routing import Route, Router
-from receiver.core.work import DeliveryFilter, DeliveryState
+from receiver.core.work import (
+    Batch,
+    BulkKind,
+    BulkOperation,
+    BulkState,
+    DeliveryFilter,
+    DeliveryState,
+    Selection,
+)
 from receiver.engine import bulk
 from receiver.engine.bulk import BulkWorker, Plan, plan
 from receiver.storage.store.store import Store

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.core.errors import CallbackRejected, ConfigError
-from receiver.core.findings import Finding
+from receiver.core.errors import CallbackRejected, ConfigError, Finding
 from receiver.core.observe import Observers
 from receiver.providers import PushProvider, adapters
 from receiver.storage.journal import Journal

@@ -14,7 +14,7 @@ from receiver.app.wiring import build_store
 from receiver.core.clock import wall_clock
 from receiver.core.destinations import FIRST_PROBE_SECONDS, DestinationState, DestinationStatus
 from receiver.core.work import DeliveryFilter
-from receiver.engine.destination_actions import act_on_destination
+from receiver.engine.holds import act_on_destination
 from receiver.settings.load import load_settings
 from receiver.storage.store.store import Store
 from tests.crash.conftest import Place

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from receiver.app.check import all_codes
-from receiver.app.reach import reach, unreached
+from receiver.app.check import all_codes, reach, unreached
 from receiver.core.clock import wall_clock
 from receiver.settings.load import parse
 from receiver.storage.blobs.s3_probe import Trouble

@@ -13,10 +13,9 @@ import pytest
 from msgspec.structs import replace
 
 from receiver.app import wiring
-from receiver.app.control import answering, ask_all
 from receiver.settings.load import parse
 from receiver.settings.model import Settings
-from receiver.web.reloading import taken
+from receiver.web.reloading import answering, ask_all, taken
 from tests.support.house import build_house
 from tests.support.kept_events import kept_events
 from tests.support.patience import PATIENCE

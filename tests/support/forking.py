@@ -39,7 +39,7 @@ _IMPORTED = (
     "receiver.storage.store.sqlite",
     "receiver.cli.app",
     "receiver.cli.options",
-    "receiver.cli.serve",
+    "receiver.cli.run",
     "receiver.web.app",
     "receiver.web.server",
     "receiver.app.check",

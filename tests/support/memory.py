@@ -17,7 +17,6 @@ import msgspec
 from msgspec.structs import replace
 
 from receiver.core.audit import Act
-from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.callback import Arrival
 from receiver.core.destinations import PLAIN, DestinationState, DestinationStatus, SendingRules
 from receiver.core.errors import NotFound, StoreUnavailable
@@ -56,6 +55,9 @@ from receiver.core.routing import Decision
 from receiver.core.tally import HOUR, Process, Tally, TallyBatch
 from receiver.core.work import (
     Attempt,
+    Batch,
+    BulkOperation,
+    BulkState,
     Claimed,
     ClaimedPickup,
     Deferral,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from receiver.app.check import all_codes, check, check_file
-from receiver.core.findings import Finding
+from receiver.core.errors import Finding
 from receiver.core.webhook import new_webhook_secret
 from receiver.settings.load import parse
 

@@ -10,10 +10,9 @@ from urllib.parse import quote
 
 import pytest
 
-from receiver.app import check, reach
-from receiver.core.errors import ConfigError, StoreUnusable
+from receiver.app import check
+from receiver.core.errors import ConfigError, Finding, StoreUnusable
 from receiver.core.event import RecordStatus
-from receiver.core.findings import Finding
 from receiver.settings.load import parse
 from receiver.storage.store import postgres_connection
 from receiver.storage.store.postgres import PostgresStore
@@ -36,7 +35,7 @@ def found(url: str, folder: Path) -> list[Finding]:
         f'data = "{folder}/data"\n[store]\nurl = "{url}"\n[tokens]\nsecrets = ["token-secret-0123456789"]\n'
     )
     settings = parse(text, {}, str)
-    of_store = [finding for finding in check.check(settings) if finding.fatal] or reach.reach(settings)
+    of_store = [finding for finding in check.check(settings) if finding.fatal] or check.reach(settings)
     return [finding for finding in of_store if finding.code != "W014"]
 
 
@@ -116,7 +115,7 @@ def test_the_fault_of_a_question_is_a_finding(
     def faulty(_settings: object, _clock: object) -> list[Finding]:
         raise KeyError(SECRET)
 
-    monkeypatch.setattr(reach, "_postgres", faulty)
+    monkeypatch.setattr(check, "_postgres", faulty)
     [finding] = found(url, tmp_path)
     assert (finding.code, finding.message) == ("E018", "asking it failed (KeyError)")
 

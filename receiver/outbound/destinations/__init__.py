@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, ClassVar
 
-from receiver.core.errors import ConfigError
-from receiver.core.findings import Code, Finding
+from receiver.core.errors import Code, ConfigError, Finding
 from receiver.core.work import Outcome
 from receiver.outbound.client import NO_CERTIFICATES, holds_certificates
 from receiver.settings.model import DestinationSettings, Section

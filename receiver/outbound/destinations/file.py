@@ -10,8 +10,7 @@ from urllib.parse import unquote
 
 from pydantic import field_validator
 
-from receiver.core.errors import ConfigError
-from receiver.core.findings import Finding
+from receiver.core.errors import ConfigError, Finding
 from receiver.core.work import Outcome, OutcomeKind
 from receiver.outbound.destinations import Destination
 from receiver.settings.load import own_settings

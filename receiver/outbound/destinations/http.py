@@ -13,9 +13,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from receiver.core.errors import ConfigError
+from receiver.core.errors import Code, ConfigError, Finding
 from receiver.core.event_json import STRUCTURED_TYPE, binary, structured
-from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor
 from receiver.core.retry import retry_after

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from msgspec.structs import replace
 
 from receiver.core.callback import Admission, Body, Head, MemoryBody, Reply, VerifiedCallback
-from receiver.core.errors import CallbackRejected, MalformedCallback, ProofMissing
+from receiver.core.errors import CallbackRejected, Code, Finding, MalformedCallback, ProofMissing
 from receiver.core.event import EventDraft
-from receiver.core.findings import Code, Finding
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens
 from receiver.providers import NO_PROOF, PushProvider

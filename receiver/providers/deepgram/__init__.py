@@ -18,9 +18,8 @@ from msgspec.structs import replace
 from pydantic import SecretStr, field_validator
 
 from receiver.core.callback import Admission, Body, Head, TokenClaims, VerifiedCallback
-from receiver.core.errors import MalformedCallback, RejectionKind
+from receiver.core.errors import Code, Finding, MalformedCallback, RejectionKind
 from receiver.core.event import EventDraft, JobError
-from receiver.core.findings import Code, Finding
 from receiver.core.proofs import basic_credentials
 from receiver.core.redaction import Redactor
 from receiver.core.tokens import CallbackTokens

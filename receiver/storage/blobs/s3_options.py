@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from receiver import __version__
-from receiver.core.errors import ConfigError
-from receiver.core.findings import install
+from receiver.core.errors import ConfigError, install
 from receiver.settings.model import BlobSettings
 from receiver.storage.blobs.keys import KEY_BYTES, KeyTemplate
 

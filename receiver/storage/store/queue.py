@@ -19,12 +19,14 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 import msgspec
 from msgspec.structs import astuple, replace
 
-from receiver.core.bulk import Batch, BulkOperation, BulkState
 from receiver.core.destinations import BEFORE_ALL, PLAIN, SendingRules, Walk
 from receiver.core.event import Event, new_id
 from receiver.core.page import Page
 from receiver.core.work import (
     Attempt,
+    Batch,
+    BulkOperation,
+    BulkState,
     Claimed,
     ClaimedPickup,
     Delivery,

@@ -14,11 +14,11 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from receiver.core.bulk import BulkOperation
 from receiver.core.clock import wall_clock
 from receiver.core.destinations import PLAIN, SendingRules
 from receiver.core.errors import StoreUnavailable
 from receiver.core.work import (
+    BulkOperation,
     Claimed,
     ClaimedPickup,
     StoreStats,

@@ -7,12 +7,10 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from receiver.app.wiring import build_router
-from receiver.core.bulk import BulkKind, BulkOperation, Selection
 from receiver.core.errors import UsageError
 from receiver.core.explain import PARKED
-from receiver.core.work import DeliveryState
-from receiver.engine.bulk import plan
-from receiver.engine.replays import find_named, replay
+from receiver.core.work import BulkKind, BulkOperation, DeliveryState, Selection
+from receiver.engine.bulk import find_named, plan, replay
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Moment, Paged, filter_of, page, refuse_unknown
 from receiver.web.api.operation import Again, Call, operation

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from starlette.responses import Response
 
 from receiver.app.wiring import build_router
-from receiver.core.bulk import BulkKind
 from receiver.core.errors import NotFound, UsageError
 from receiver.core.own_events import destination_test
 from receiver.core.webhook import new_webhook_secret
+from receiver.core.work import BulkKind
 from receiver.engine.bulk import plan as planned
 from receiver.web.api import deliveries, operations, overview
 from receiver.web.api.problems import answer

@@ -16,9 +16,9 @@ from receiver.core.event import Event, EventSearch
 from receiver.core.explain import explain
 from receiver.core.transcript import turns_of
 from receiver.core.work import PickupFilter
+from receiver.engine.bulk import find_named, replay
 from receiver.engine.jobs import gather_events
 from receiver.engine.renormalizer import kept_body
-from receiver.engine.replays import find_named, replay
 from receiver.web.api import events as api
 from receiver.web.console.visit import Visit
 from receiver.web.objects import served

@@ -14,8 +14,8 @@ from receiver.core.observe import AttemptReport
 from receiver.core.retry import fixed, policy
 from receiver.core.routing import Route, Router
 from receiver.core.work import DeliveryFilter, DeliveryState, Outcome, OutcomeKind
-from receiver.engine.destination_actions import act_on_destination, destination_states
 from receiver.engine.gate import DestinationGate
+from receiver.engine.holds import act_on_destination, destination_states
 from receiver.engine.relay import DeliveryTerms, Relay
 from receiver.engine.worker import LaneTiming
 from receiver.storage.store.store import Store
