@@ -45,6 +45,7 @@ from receiver.engine.submissions import Submissions, SubmitSource
 from receiver.engine.takeover import Takeover
 from receiver.engine.tallies import Tallies
 from receiver.engine.watcher import Watched, Watcher
+from receiver.outbound.client import Egress
 from receiver.outbound.destinations import Destination, kind_of
 from receiver.outbound.fetcher import Fetcher
 from receiver.providers import Adapter, PullProvider, PushProvider, adapter_of
@@ -477,7 +478,7 @@ async def begin(receiver: Receiver, *, intake: bool, work: bool) -> None:
     for part in _ways_out(receiver, work=work):
         await part.open()
     if intake:
-        await receiver.submissions.open()
+        receiver.submissions.start()
         receiver.journal_drain.start()
     receiver.store.listen(partial(_wake, receiver))
     if intake or work:
@@ -510,10 +511,11 @@ async def end(receiver: Receiver) -> None:
     """Close connections, and write what is still to be written. No request is running any more."""
     for part in _ways_out(receiver, work=True):
         await part.close()
-    await receiver.submissions.close()
+    await receiver.submissions.stop()
     await receiver.journal_drain.stop()
 
 
-def _ways_out(receiver: Receiver, *, work: bool) -> list[Destination | Fetcher]:
-    destinations = receiver.ports.destinations.values() if work else ()
-    return [*receiver.ports.fetchers.values(), *destinations]
+def _ways_out(receiver: Receiver, *, work: bool) -> list[Destination | Fetcher | Egress]:
+    ports = receiver.ports
+    destinations = ports.destinations.values() if work else ()
+    return [*ports.fetchers.values(), *[s.upstream for s in ports.submit_sources.values()], *destinations]

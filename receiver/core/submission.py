@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -16,17 +17,13 @@ from receiver.core.callback import expectation_of
 
 def text_at(raw: bytes, place: str, *, most: int = 500) -> str | None:
     """Return the text at a place of a JSON document, None when there is none that could be a job's id."""
-    try:
+    with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError, LookupError, TypeError):
         value = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return None
-    for name in place.split("."):
-        if isinstance(value, list) and name.isdecimal():
-            value = dict(enumerate(value)).get(int(name))
-        else:
-            value = value.get(name) if isinstance(value, dict) else None
-    good = isinstance(value, str) and 0 < len(value) <= most and value.isascii() and value.isprintable()
-    return value if good else None
+        for name in place.split("."):
+            value = value[int(name) if isinstance(value, list) else name]
+        if isinstance(value, str) and 0 < len(value) <= most and value.isascii() and value.isprintable():
+            return value
+    return None
 
 
 def filled(template: Any, values: Mapping[str, str]) -> Any:

@@ -72,24 +72,24 @@ class _Caller:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._watching: asyncio.Task[None] | None = None
-        self.gone = False
+        self._leaving: asyncio.Future[Message] | None = None
 
     async def receive(self) -> Message:
         """Return the next piece of the body."""
         message = await self._receive()
-        if not message.get("more_body", False) and self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+        if not message.get("more_body", False) and self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._receive())
         return message
 
-    async def _watch(self) -> None:
-        message = await self._receive()
-        self.gone = message["type"] == "http.disconnect"
+    @property
+    def gone(self) -> bool:
+        """Whether the caller has hung up; the end of an answer looks the same."""
+        return self._leaving is not None and self._leaving.done()
 
     def stop(self) -> None:
-        """Watch no more: the end of an answer looks as if the caller had hung up."""
-        if self._watching is not None:
-            self._watching.cancel()
+        """Watch no more."""
+        if self._leaving is not None:
+            self._leaving.cancel()
 
 
 async def _send(answer: Answer, send: Send, caller: _Caller) -> None:
@@ -102,6 +102,5 @@ async def _send(answer: Answer, send: Send, caller: _Caller) -> None:
         if last:
             await send({"type": "http.response.body", "body": last, "more_body": True})
         last = piece
-    caller.stop()
     answer.delivered = not caller.gone
     await send({"type": "http.response.body", "body": last})

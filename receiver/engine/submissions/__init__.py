@@ -25,7 +25,7 @@ from receiver.engine.submissions.allowances import Applications
 from receiver.engine.submissions.injection import refuse_method_fields
 from receiver.engine.submissions.passing import UNKNOWN, Answer, Call, Parts, Passing, once
 from receiver.engine.submissions.source import SubmitSource
-from receiver.system.background import Background
+from receiver.system.background import BackgroundPart
 
 __all__ = ["Answer", "Call", "Parts", "Submissions", "SubmitSource"]
 OPEN_SECONDS = 3600
@@ -35,29 +35,16 @@ _NO_JOB = frozenset(("refused", "not_sent", "replayed"))
 """Outcomes without a job."""
 
 
-class Submissions:
-    """Forwards the calls of all applications, in one process."""
+class Submissions(BackgroundPart):
+    """Forwards the calls of all applications, in one process, and closes what ended processes left open."""
 
     def __init__(self, parts: Parts) -> None:
+        super().__init__()
         self.parts = parts
         self.applications = Applications(parts.settings)
-        self._background = Background()
 
-    async def open(self) -> None:
-        """Prepare to send, and start to close submissions of ended processes."""
-        for source in self.parts.sources.values():
-            await source.upstream.open()
-        if self.parts.sources:
-            self._background.start(self._sweep_forever())
-
-    async def close(self) -> None:
-        """Let go of connections."""
-        await self._background.stop()
-        for source in self.parts.sources.values():
-            await source.upstream.close()
-
-    async def _sweep_forever(self) -> None:
-        while True:
+    async def _run(self) -> None:
+        while self.parts.sources:
             with contextlib.suppress(StoreUnavailable):
                 await self.sweep()
             await asyncio.sleep(_SWEEP_SECONDS)
@@ -99,9 +86,7 @@ class Submissions:
                 self.parts.observer.submission(report)
 
     async def _admitted(self, call: Call, report: SubmissionReport, stack: AsyncExitStack) -> Passing:
-        """Check everything known before the body; return the call if it may be forwarded. Raises `SubmissionRefused`,
-        `StoreUnavailable`.
-        """
+        """Return the call if what is known before its body lets it pass. Raises `SubmissionRefused`, `StoreUnavailable`."""
         source = self.parts.sources.get(call.source)
         if source is None:
             raise SubmissionRefused(404, "there is no such source, or nothing may be submitted to it")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
+import io
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import BinaryIO
 
 from msgspec import Struct
 
 from receiver.core.callback import Body
+from receiver.providers.proofs.multipart import PIECE, read_at
 from receiver.settings.model import SubmitSettings
 from receiver.system.body_buffer import Receive, next_piece, too_large
 
-PIECE = 256 * 1024
-"""The most bytes of a held body that are read at once."""
 START = 64 * 1024
-"""Bytes that are looked at before the rest: of a body before it is sent (what ends within them is known whole, and needs no
-thread), and of an answer, in which the job's id is searched.
-"""
+"""Bytes of a body that are waited for before it is sent (what ends within them is known whole), and of an answer that names a job."""
 Segment = bytes | tuple[int, int]
 """Literal bytes, or the start and end of a stretch of the received body."""
 
@@ -58,27 +57,19 @@ def held(body: Body, segments: Sequence[Segment], content_type: str, digest: str
 
 
 async def _pieces(body: Body, segments: Sequence[Segment]) -> AsyncIterator[bytes]:
-    for segment in segments:
-        if isinstance(segment, bytes):
-            yield segment
-            continue
-        for at in range(*segment, PIECE):
-            size = min(PIECE, segment[1] - at)
-            if body.path is None:
-                yield read_piece(body, at, size)
-            else:
-                yield await asyncio.to_thread(read_piece, body, at, size)
+    with opened(body) as file:
+        for segment in segments:
+            if isinstance(segment, bytes):
+                yield segment
+                continue
+            for at in range(*segment, PIECE):
+                read = partial(read_at, file, at, min(PIECE, segment[1] - at))
+                yield read() if body.path is None else await asyncio.to_thread(read)
 
 
-def read_piece(body: Body, at: int, size: int) -> bytes:
-    """Return some bytes of a body. Raises `OSError`."""
-    if body.path is None:
-        return body.load()[at : at + size]
-    fd = os.open(body.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.pread(fd, size, at)
-    finally:
-        os.close(fd)
+def opened(body: Body) -> BinaryIO:
+    """Return a received body as a file. Raises `OSError`."""
+    return io.BytesIO(body.load()) if body.path is None else open(body.path, "rb")
 
 
 class Stream:

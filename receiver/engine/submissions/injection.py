@@ -17,13 +17,13 @@ from urllib.parse import quote
 from receiver.core.callback import Body, split_media_type
 from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import METHOD_FIELDS, names_in
-from receiver.engine.submissions.bodies import PIECE, Outgoing, Segment, held, read_piece
+from receiver.engine.submissions.bodies import Outgoing, Segment, held, opened
+from receiver.providers.proofs.multipart import PIECE, read_at, stretches
 from receiver.settings.submitting import SubmissionJob
 
-_PARTS, _PART_HEAD, _PART_TEXT = 1000, 8192, 4096
-"""Parts of a form, bytes of the head of one, and bytes of one that are looked at for a callback."""
+_PARTS, _PART_TEXT = 1000, 4096
+"""Parts of a form, and bytes of one that are looked at for a callback."""
 _NAME = re.compile(r'form-data\s*;(?:.*;)?\s*name="([^"\\\r\n]{1,200})"\s*(?:;|$)', re.IGNORECASE)
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 _UNSET = (None, "", "null")
 """What SDKs send of fields that were not set."""
 Fields = Sequence[tuple[str, Any]]
@@ -72,24 +72,23 @@ class Injection:
         return held(body, [self._object(body.load())], content_type)
 
     def into_form(self, body: Body, content_type: str) -> Outgoing:
-        """Return a multipart form with the callback added, as fields or in the JSON part. Its digest is independent of the boundary.
+        """Return a multipart form with the callback in it; its digest is independent of the boundary.
 
-        Raises `SubmissionRefused`.
+        Raises `SubmissionRefused`, `MalformedCallback`.
         """
         boundary = split_media_type(content_type)[1].get("boundary", "")
-        if not _BOUNDARY.fullmatch(boundary):
-            raise SubmissionRefused(422, "the Content-Type names no multipart boundary")
         fresh, digest, part = secrets.token_hex(20), hashlib.sha256(), self._job.part
         inner: list[_Part] = []
         others: list[_Part] = []
-        for head, start, end in _parts(body, boundary.encode()):
-            name = _name(head)
-            digest.update(b"%d %b %d " % (len(head), head, end - start))
-            for at in range(start, end, PIECE):
-                digest.update(read_piece(body, at, min(PIECE, end - at)))
-            is_inner = bool(part) and part in _readings(name)
-            text = read_piece(body, start, min(end - start, PIECE if is_inner else _PART_TEXT))
-            (inner if is_inner else others).append((name, text, head, (start, end)))
+        with opened(body) as file:
+            for head, start, end in stretches(file, boundary, _PARTS):
+                name = _name(head)
+                digest.update(b"%d %b %d " % (len(head), head, end - start))
+                for at in range(start, end, PIECE):
+                    digest.update(read_at(file, at, min(PIECE, end - at)))
+                is_inner = bool(part) and part in _readings(name)
+                text = read_at(file, start, min(end - start, PIECE if is_inner else _PART_TEXT))
+                (inner if is_inner else others).append((name, text, head, (start, end)))
         if len(inner) > 1:
             raise SubmissionRefused(422, f"the form has {part} twice")
         left_out = self._left_out([(name, text.decode("utf-8", "replace")) for name, text, _, _ in others])
@@ -113,10 +112,9 @@ class Injection:
             yield said.format(name), text.encode()
 
     def _left_out(self, fields: Iterable[tuple[str, Any]]) -> Collection[str]:
-        """Return the names of the caller's fields that receiver's replace.
+        """Return the names of the caller's fields that receiver's replace: what is unset, or receiver's own value, is no conflict.
 
-        Raises `SubmissionRefused` for a callback of the caller's own that does not pass, and for a field that changes the
-        method. What is unset is no conflict, and receiver's own value is none.
+        Raises `SubmissionRefused` for a callback of the caller's own that does not pass, and for a field that changes the method.
         """
         job, found = self._job, set()
         known = {name.lower() for name in {*job.set, *job.own} - {*job.beside}}
@@ -166,19 +164,12 @@ def _members(raw: bytes) -> Fields:
         return dict(pairs)
 
     try:
-        document = json.loads(raw.decode(), object_pairs_hook=note, parse_constant=_no_number)
+        document = json.loads(raw.decode(), object_pairs_hook=note, parse_constant=int)  # which refuses NaN
     except (ValueError, RecursionError):
         raise SubmissionRefused(422, "the body is not valid JSON") from None
     if not isinstance(document, dict):
         raise SubmissionRefused(422, "the body is JSON, but not an object")
     return seen[0]
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(text)
-
-
-# ---------------------------------------------------------------- multipart
 
 
 def _name(head: bytes) -> str:
@@ -190,32 +181,3 @@ def _name(head: bytes) -> str:
     if found is None or others.count("name=") != 1 or "name*" in others:
         raise SubmissionRefused(422, "a part of the form has no plain name")
     return found[1]
-
-
-def _parts(body: Body, boundary: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield head, start and end of each part."""
-    mark = b"\r\n--" + boundary
-    if not read_piece(body, 0, len(mark)).startswith(mark[2:]):
-        raise SubmissionRefused(422, "the form does not begin with its boundary")
-    at, count = len(mark) - 2, 0
-    while (after := read_piece(body, at, 2)) != b"--":
-        count += 1
-        head, found, _ = read_piece(body, at + 2, _PART_HEAD).partition(b"\r\n\r\n")
-        start = at + 2 + len(head) + 4
-        end = _find(body, mark, start - 2) if found and after == b"\r\n" else -1
-        if end < 0:
-            raise SubmissionRefused(422, "a part of the form does not end")
-        if count > _PARTS:
-            raise SubmissionRefused(422, f"the form has more than {_PARTS} parts")
-        yield head, start, max(end, start)
-        at = end + len(mark)
-
-
-def _find(body: Body, mark: bytes, at: int) -> int:
-    """Return where `mark` is next, -1 where it is not."""
-    while at < body.size:
-        found = read_piece(body, at, PIECE + len(mark)).find(mark)
-        if found >= 0:
-            return at + found
-        at += PIECE
-    return -1

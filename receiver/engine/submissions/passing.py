@@ -12,11 +12,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core.callback import Head, MemoryBody, TokenClaims, VerifiedCallback, split_media_type
-from receiver.core.errors import JournalUnavailable, PickupRefused, StoreUnavailable, SubmissionRefused
+from receiver.core.errors import (
+    JournalUnavailable,
+    MalformedCallback,
+    PickupRefused,
+    StoreUnavailable,
+    SubmissionRefused,
+)
 from receiver.core.event import RecordStatus, new_id
 from receiver.core.observe import Observers, SubmissionReport
 from receiver.core.own_events import Routed, unknown_event
@@ -127,12 +133,10 @@ class Parts(Struct, kw_only=True):
         try:
             await self.commit(ended, pickup)
         except StoreUnavailable as error:
-            entry = VerifiedCallback(
-                head=Head(source=ended.source, method="", headers=(), received_at=ended.updated_at),
-                claims=TokenClaims(source=ended.source, token_id="", ref=ended.ref),
-                proofs=frozenset((ENDED,)),
-                body=MemoryBody(msgspec.json.encode((ended, pickup))),
-            )
+            head = Head(source=ended.source, method="", headers=(), received_at=ended.updated_at)
+            claims = TokenClaims(source=ended.source, token_id="", ref=ended.ref)
+            body = MemoryBody(msgspec.json.encode((ended, pickup)))
+            entry = VerifiedCallback(head=head, claims=claims, proofs=frozenset((ENDED,)), body=body)
             try:
                 await self.journal.keep(entry, key=ended.id, reason=error.message)
             except JournalUnavailable as full:
@@ -164,12 +168,8 @@ class Passing(Struct):
     """Sending began: the provider may have part of the request."""
     body: Outgoing = Outgoing()
     stream: Stream | None = None
-    at: int = 0
-    """When the job's row and its callback URL were made, in epoch milliseconds."""
     issued: IssuedUrl | None = None
     """The callback URL; None when the callback is the caller's own, or none comes."""
-    limit: asyncio.Timeout = field(default_factory=lambda: asyncio.Timeout(None))
-    """The time of the request, which runs anew with each piece."""
     error: Exception | None = None
     """The error that ended the body early."""
 
@@ -244,17 +244,20 @@ class Passing(Struct):
         self._count(body.size)
         injection = self._injection(job)
         changed = partial(change, injection, body, content_type)
-        self.body = changed() if body.size <= START else await asyncio.to_thread(changed)
+        try:
+            self.body = changed() if body.size <= START else await asyncio.to_thread(changed)
+        except MalformedCallback as error:
+            raise SubmissionRefused(422, error.message) from None
         return injection
 
     def _injection(self, job: SubmissionJob) -> Injection:
         """Return what puts the callback into the request: a fresh URL, unless the result is fetched."""
-        call, source, self.at = self.call, self.source, self.parts.clock()
+        call, source = self.call, self.source
         known = {"ref": call.ref or "", "secret": source.api.secret}
         if not job.fetch:
             asked = {name: value for name, value in names_in(call.query) if name in FORMAT_KEYS}
             asked |= filled(job.format, self.rule.names)
-            self.issued = issued = source.issue(ref=call.ref, format=asked, now=self.at)
+            self.issued = issued = source.issue(ref=call.ref, format=asked, now=self.parts.clock())
             known |= {"callback": issued.url, "token": issued.token or ""}
             known["secret"] = issued.webhook_secret or source.api.secret
         wanted = {n: text for n, text in job.set.items() if known["secret"] or "{secret}" not in str(text)}
@@ -269,12 +272,13 @@ class Passing(Struct):
 
     async def _begin(self) -> None:
         """Commit the job's row, token and expectation before sending. Raises `Repeated`, `StoreUnavailable`, `SubmissionRefused`."""
-        call, digest, key = self.call, self.body.digest, self.call.header("idempotency-key") or None
+        call, digest, now = self.call, self.body.digest, self.parts.clock()
+        key = call.header("idempotency-key") or None
         if key is not None and not (len(key) <= 255 and key.isascii() and key.isprintable()):
             raise SubmissionRefused(422, "an Idempotency-Key has 1 to 255 visible characters")
         claims, expectation = (self.issued.claims, self.issued.expectation) if self.issued else (None, None)
         new = Submission(
-            id=new_id("sub", self.at),
+            id=new_id("sub", now),
             application=self.allowance.settings.name,
             source=call.source,
             request=self.rule.request,
@@ -282,8 +286,8 @@ class Passing(Struct):
             ref=call.ref,
             idempotency_key=key,
             fingerprint=call.fingerprint(digest) if digest else None,
-            created_at=self.at,
-            updated_at=self.at,
+            created_at=now,
+            updated_at=now,
         )
         await self._unless_repeated(partial(self.parts.store.begin_submission, new, claims, expectation))
         self.submission = new
@@ -295,10 +299,7 @@ class Passing(Struct):
             await self._unless_repeated(partial(self.parts.store.fingerprint_submission, wanted))
 
     async def _unless_repeated(self, look: Callable[[], Awaitable[Submission | None]]) -> None:
-        """Raise `Repeated` where an earlier submission stands for this one, once it has an answer.
-
-        Raises `SubmissionRefused` with 424 when that takes too long.
-        """
+        """Raise `Repeated` where an earlier submission stands for this one, once it has an answer; 424 when that takes too long."""
         until = time.monotonic() + self.parts.settings.answer_seconds
         while (earlier := await look()) is not None:
             if earlier.state is not SubmissionState.OPEN:
@@ -308,9 +309,7 @@ class Passing(Struct):
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _remembered(self, earlier: Submission) -> Answer:
-        """Return the answer that an earlier submission had. Raises `SubmissionRefused`: 424 where it had none, 422 where its key came
-        with another request.
-        """
+        """Return the answer of an earlier submission. Raises `SubmissionRefused`: 424 without one, 422 for another request's key."""
         digest = await self.stream.digest() if self.stream else self.body.digest
         if earlier.fingerprint != self.call.fingerprint(digest):
             raise SubmissionRefused(422, "this Idempotency-Key came with another request")
@@ -325,18 +324,17 @@ class Passing(Struct):
 
     async def _exchange(self, query: str) -> Incoming:
         """Send the request; return the head of its answer. Raises `SubmissionRefused` when none came, and for a redirect."""
-        call, idle = self.call, self.parts.settings.idle_seconds
-        question, api = f"?{query}" if query else "", self.source.api
-        place = target(f"{api.table.base}{call.path}{question}")
+        call, api, upstream, content = self.call, self.source.api, self.source.upstream, self.body.content
+        place = target(f"{api.table.base}{call.path}{'?' if query else ''}{query}")
         if isinstance(place, str):
             raise SubmissionRefused(404, place)
         patience = _patience(call.header("prefer"), self.parts.settings.answer_seconds)
-        pieces = self._timed(self.body.content, idle, patience) if self.body.content else None
         headers = headers_out(call.headers, api.table.header, {**api.headers, **self.body.headers})
         self.began = True
         try:
-            async with asyncio.timeout(CONNECT_SECONDS + patience) as self.limit:
-                reply = await self.source.upstream.exchange(call.method, place, headers, pieces)
+            async with asyncio.timeout(CONNECT_SECONDS + patience) as limit:
+                pieces = self._timed(content, limit, patience) if content else None
+                reply = await upstream.exchange(call.method, place, headers, pieces)
         except TimeoutError:
             raise SubmissionRefused(424, UNKNOWN) from None
         if isinstance(reply, Failure):
@@ -352,25 +350,25 @@ class Passing(Struct):
         return reply
 
     async def _timed(
-        self, content: AsyncIterator[bytes], idle_seconds: float, answer_seconds: float
+        self, content: AsyncIterator[bytes], limit: asyncio.Timeout, answer_seconds: float
     ) -> AsyncIterator[bytes]:
         """Yield a body: the provider takes each piece within `idle_seconds`, and answers within `answer_seconds`."""
+
+        def wait(seconds: float | None) -> None:
+            # A provider may answer before it has read all: then the limit has ended, and the body still goes out.
+            with contextlib.suppress(RuntimeError):
+                limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
+
         try:
-            self._wait(None)
+            wait(None)
             async for piece in content:
-                self._wait(idle_seconds)
+                wait(self.parts.settings.idle_seconds)
                 yield piece
-                self._wait(None)  # the next piece has a time of its own
-            self._wait(answer_seconds)
+                wait(None)  # the next piece has a time of its own
+            wait(answer_seconds)
         except Exception as error:
             self.error = error
             raise
-
-    def _wait(self, seconds: float | None) -> None:
-        """Set the time limit of the request, from now; None is no limit."""
-        # A provider may answer before it has read all: then the limit has ended, and the body still goes out.
-        with contextlib.suppress(RuntimeError):
-            self.limit.reschedule(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
     # ------------------------------------------------------------ the answer
 
