@@ -133,7 +133,6 @@ async def _keep(settings: Settings, made: IssuedUrl) -> None:
 
 # ---------------------------------------------------------------- submissions
 
-_LETTERS = string.ascii_letters + string.digits
 _SUBMISSIONS = Listing(
     short=("id", "state", "status", "application", "source", "job"),
     wide=("id", "state", "status", "application", "source", "request", "job", "ref", "created"),
@@ -149,8 +148,10 @@ def submit_token(
     ] = None,
 ) -> None:
     """Make a token for an application that submits. Prints the table for the settings; nothing is stored."""
-    # 43 letters and digits are as hard to guess as 32 random bytes.
-    token = "rcvsub" + "".join(secrets.choice(_LETTERS) for _ in range(43))
+    letters = string.ascii_letters + string.digits
+    token = "rcvsub" + "".join(
+        secrets.choice(letters) for _ in range(43)
+    )  # as hard to guess as 32 random bytes
     sources = ", ".join(f'"{one}"' for one in source or ["deepgram"])
     typer.echo(f'[[submit.tokens]]\nname = "{name}"\nsecrets = ["{token}"]\nsources = [{sources}]')
 

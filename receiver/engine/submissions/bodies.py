@@ -13,9 +13,9 @@ from typing import BinaryIO
 from msgspec import Struct
 
 from receiver.core.callback import Body
-from receiver.providers.proofs.multipart import PIECE, read_at
 from receiver.settings.model import SubmitSettings
 from receiver.system.body_buffer import Receive, next_piece, too_large
+from receiver.system.multipart import PIECE, read_at
 
 START = 64 * 1024
 """Bytes of a body that are waited for before it is sent (what ends within them is known whole), and of an answer that names a job."""

@@ -18,8 +18,8 @@ from receiver.core.callback import Body, split_media_type
 from receiver.core.errors import SubmissionRefused
 from receiver.core.submission import METHOD_FIELDS, names_in
 from receiver.engine.submissions.bodies import Outgoing, Segment, held, opened
-from receiver.providers.proofs.multipart import PIECE, read_at, stretches
 from receiver.settings.submitting import SubmissionJob
+from receiver.system.multipart import PIECE, read_at, stretches
 
 _PARTS, _PART_TEXT = 1000, 4096
 """Parts of a form, and bytes of one that are looked at for a callback."""

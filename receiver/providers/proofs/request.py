@@ -20,7 +20,7 @@ from pydantic import BeforeValidator
 from receiver.core.callback import Head
 from receiver.core.errors import CallbackRejected, MalformedCallback, ProofMissing
 from receiver.providers.documents import Document, decode_object, encode
-from receiver.providers.proofs.multipart import Part, parts_of
+from receiver.system.multipart import Part, parts_of
 
 BodyKind = Literal["json", "form", "multipart", "raw", "query"]
 MAX_FIELDS = 1000

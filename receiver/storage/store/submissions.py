@@ -111,10 +111,7 @@ def submissions(session: Session, filter: SubmissionFilter) -> Page[Submission]:
 
 
 def count(session: Session, requests: Sequence[Sequence[Usage]]) -> list[tuple[int, ...]]:
-    """Count what processes take from applications' limits; return the new total of each.
-
-    All processes lock rows in the same order. A window that has ended counts nothing any more.
-    """
+    """Count what processes take from applications' limits; return the new total of each. All lock rows in the same order."""
     asked = [(usage, of, place) for of, request in enumerate(requests) for place, usage in enumerate(request)]
     totals = {(of, at): int(session.run("count_usage", asdict(one))[0][0]) for one, of, at in sorted(asked)}
     return [tuple(totals[of, at] for at in range(len(request))) for of, request in enumerate(requests)]
