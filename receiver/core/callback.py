@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol
 from urllib.parse import unquote_plus
 
 from msgspec import Struct, field
@@ -97,12 +97,14 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
     claims: TokenClaims | None = None
     """The claims of a short token, which the store holds; the token itself holds none. None for other tokens."""
 
-    @cached_property
-    def _values(self) -> Mapping[str, list[str]]:
+    _values: ClassVar[Mapping[str, list[str]]]
+    """The instance's own: its headers by their names."""
+
+    def __post_init__(self) -> None:
         values: dict[str, list[str]] = {}
         for name, value in self.headers:
             values.setdefault(name, []).append(value)
-        return values
+        self.__dict__["_values"] = values
 
     def all(self, name: str) -> Sequence[str]:
         """Return every value of the header `name` (lower case)."""
@@ -133,7 +135,7 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
         values = self._values.get("content-type")
         return values[0] if values else ""
 
-    @cached_property
+    @property
     def media_type(self) -> tuple[str, Mapping[str, str]]:
         """The lower-case media type without parameters ("" when absent) and its parameters, leniently."""
         values = self._values.get("content-type")

@@ -20,10 +20,12 @@ from msgspec.structs import replace
 
 from receiver.core.callback import Arrival, Head, VerifiedCallback
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
+_ALPHABET = b"0123456789abcdefghjkmnpqrstvwxyz"
+_CHARS = _ALPHABET * 8
+"""The character of each byte: its last five bits count."""
 TIME_CHARS = 10
 """Characters after an id's prefix that encode its millisecond."""
+_CHANCE_CHARS = 16
 _random = random.Random(os.urandom(32))
 """Ids must not collide and need not be secret; asking the kernel for each would cost more than the id."""
 # A process that was forked from one which had imported this would go on with the same numbers as its siblings.
@@ -46,18 +48,14 @@ def moment(made: str) -> str:
 
 
 def _with_chance(prefix: str, moment: str) -> str:
-    number = _random.getrandbits(80)
-    return (
-        f"{prefix}_{moment}{_PAIRS[number >> 70]}{_PAIRS[number >> 60 & 1023]}{_PAIRS[number >> 50 & 1023]}"
-        f"{_PAIRS[number >> 40 & 1023]}{_PAIRS[number >> 30 & 1023]}{_PAIRS[number >> 20 & 1023]}"
-        f"{_PAIRS[number >> 10 & 1023]}{_PAIRS[number & 1023]}"
-    )
+    chance = _random.getrandbits(8 * _CHANCE_CHARS).to_bytes(_CHANCE_CHARS)
+    return f"{prefix}_{moment}{chance.translate(_CHARS).decode()}"
 
 
 @lru_cache(maxsize=64)
 def _of_moment(now: int) -> str:
     """Return the characters of a millisecond: all ids of a callback have the same."""
-    return "".join([_PAIRS[(now & 0xFFFFFFFFFFFF) >> shift & 1023] for shift in range(40, -1, -10)])
+    return bytes([_CHARS[now >> shift & 31] for shift in range(45, -1, -5)]).decode()
 
 
 class Stage(StrEnum):

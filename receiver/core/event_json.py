@@ -25,6 +25,8 @@ DATA_LIMIT = 18_000
 """Bytes of `data` past which provider data goes by link: an event stays under 20 kB (Standard Webhooks' advice)."""
 TEXT_LIMIT = 8_000
 """Bytes of transcript text that travel inside an event."""
+_CHAR_BYTES = 6
+"""Most bytes of a character in JSON."""
 ERROR_LIMIT = 2_000
 """Characters of a provider's error text that travel inside an event."""
 _ERROR_BYTES = 3_000
@@ -177,7 +179,7 @@ def _audio(blob: StoredBlob, facts: AudioFacts) -> AudioPart:
 
 def _transcript(draft: TranscriptDraft) -> TranscriptPart:
     text = draft.text
-    if text is not None and len(_encode(text)) > TEXT_LIMIT:
+    if text is not None and _CHAR_BYTES * len(text) > TEXT_LIMIT < len(_encode(text)):
         text = None  # it is in the document, by link
     return TranscriptPart(
         text=text,

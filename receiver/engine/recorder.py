@@ -276,11 +276,9 @@ class Recorder:
     async def _recording(
         self, origin: _Origin, draft: EventDraft, event_id: str, now: int, answered: Answered | None
     ) -> Recording:
-        compose = partial(
-            event_json.compose, draft, event_id=event_id, source=origin.source, provider=origin.provider
-        )
         blob, link = await self._store_body(origin, draft, now)
-        data = compose(**link)
+        names: dict[str, Any] = {"event_id": event_id, "source": origin.source, "provider": origin.provider}
+        data = event_json.compose(draft, **names, **link)
         document = draft.document
         short = len(data) > event_json.DATA_LIMIT
         if blob is None and (document is not None or origin.body.size > 0):
@@ -290,7 +288,7 @@ class Recorder:
                 blob = await self._store_document(origin, draft, now)
                 link, short = {"document": blob}, True
         if short:
-            data = compose(**link, short=True)
+            data = event_json.compose(draft, **names, **link, short=True)
         event = _event(origin, draft, event_id, now, data, blob, _milliseconds(link) if link else None)
         row = _row(origin, draft, id_beside("cb", event_id), None if blob else document)
         destinations, routing = self._router.decided(origin.source, draft.type, data)

@@ -160,6 +160,11 @@ class PushProvider(Adapter):
     handshake_methods: frozenset[str] = frozenset()
     """The methods by which the provider asks whether a callback URL is ours; none for most providers."""
 
+    def __init__(self, settings: SourceSettings, options: Any, tokens: CallbackTokens) -> None:
+        super().__init__(settings, options, tokens)
+        self._json_limit = min(settings.max_json_bytes, MIB if self.small_documents else sys.maxsize)
+        """The most bytes of a callback that is JSON."""
+
     @abstractmethod
     def admit(self, head: Head) -> Admission:
         """Prove what headers alone can prove, before a body byte is read.
@@ -219,11 +224,6 @@ class PushProvider(Adapter):
     def fallback_key(self, callback: VerifiedCallback) -> str:
         """Return the idempotency key of a callback that could not be normalized: token and content hash."""
         return content_key(callback, lasting=False)
-
-    @property
-    def _json_limit(self) -> int:
-        """The most bytes of a callback that is JSON."""
-        return min(self._settings.max_json_bytes, MIB if self.small_documents else sys.maxsize)
 
     def _check_token(self, head: Head, *, required: bool) -> TokenClaims | None:
         """Check the callback token in the URL; return its claims, None if there is no token and none is required.

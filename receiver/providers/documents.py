@@ -24,6 +24,7 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _TEXT_SPACE = b" \t\r\n"
 _LINK = re.compile(r"https?://[^\x00-\x1f\x7f]{1,8180}", re.IGNORECASE)
 
+_NUMBERS = (int, float)
 Document = dict[str, Any]
 
 
@@ -34,7 +35,7 @@ def decode_object(raw: bytes) -> Document:
     of range, deeper than `MAX_DEPTH`, or with too many values.
     """
     parts = raw.count(b"{") + raw.count(b"[")
-    if parts > MAX_PARTS or raw.count(b",") > MAX_VALUES:
+    if parts > MAX_PARTS or (len(raw) > MAX_VALUES and raw.count(b",") > MAX_VALUES):
         raise MalformedCallback("the JSON has more values than are built in memory")
     try:
         document = msgspec.json.decode(raw.removeprefix(BOM))
@@ -117,7 +118,7 @@ def link(value: Any) -> str | None:
 def number(document: Mapping[str, Any], name: str) -> float | None:
     """Return the number under `name` when it is one that a person would call a length or a share: 0 to 10^9."""
     value = document.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS) or not 0 <= value <= 1e9:
         return None
     return float(value)
 

@@ -189,7 +189,8 @@ class PlayhtProvider(PushProvider, PullProvider):
         """
         authorization, secret_key = head.one("authorization"), head.one("secret-key")
         claims = self._check_token(head, required=self._options.require_token)
-        proofs, secret = {"token"} if claims else set[str](), 0
+        proofs: set[str] = {"token"} if claims else set()
+        secret = 0
         keys = [key for key in (authorization and _bearer(authorization), secret_key) if key is not None]
         if self._keys and keys:
             wrong = "the key in the callback's header fits no value"

@@ -193,7 +193,7 @@ class SnsProvider(PushProvider, PullProvider):
         return Admission(
             head=head,
             claims=claims,
-            proofs=frozenset(("token",)) if claims else frozenset[str](),
+            proofs=frozenset(("token",) if claims else ()),
             body_limit=self._json_limit,
             held=False,
         )

@@ -174,7 +174,8 @@ class DeepgramProvider(PushProvider):
         """
         authorization, dg_token = head.one("authorization"), head.one("dg-token")
         claims = self._check_token(head, required=self._options.require_token)
-        proofs, secret = {"token"} if claims else set[str](), 0
+        proofs: set[str] = {"token"} if claims else set()
+        secret = 0
         if self._basic:
             secret = self._check_basic(authorization)
             proofs.add("basic")

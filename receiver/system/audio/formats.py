@@ -100,7 +100,7 @@ def sniff(prefix: bytes) -> Format | None:
     """Return the format that the first bytes (4096 are plenty) show, None when they show none."""
     if match := _MAGIC.match(prefix):
         return _FORMATS[(match.lastindex or 1) - 1]
-    found = find_frames(prefix)
+    found = find_frames(prefix) if b"\xff" in prefix else None  # in no text
     return replace(BY_EXTENSION[found[1][0]], certain=found[2]) if found else None
 
 
