@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="rounds of each (5, with --quick 1)")
     parser.add_argument(
         "--only",
-        help="comma-separated, or all: ingest, slow, relay, large, latency, claims, hung, rules, fleet (fleet-in, fleet-out, growth), overload",
+        help="comma-separated, or all: ingest, slow, described, relay, large, latency, claims, hung, rules, fleet (fleet-in, fleet-out, growth), overload",
     )
     options = parser.parse_args()
     # However it ends, its servers are stopped and its disk is unmounted.
@@ -199,6 +199,7 @@ def main() -> None:
     parts = {
         "ingest": lambda f: measures.ingest(f, rounds, seconds),
         "slow": lambda f: measures.ingest(f, rounds, seconds, sync_ms=5),
+        "described": lambda f: measures.described(f, rounds, seconds),
         "relay": lambda f: measures.relay(f, rounds, 4_000 if options.quick else 20_000),
         "large": lambda f: measures.large(f, rounds),
         "latency": lambda f: measures.latency(f, 20 if options.quick else 200),

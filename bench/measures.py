@@ -18,7 +18,7 @@ import psutil
 
 from bench import processes as p
 from bench import tool
-from bench.load import BASIC
+from bench.load import BASIC, SECRET
 from receiver.core.event import CallbackRow, Event, Recording, Stage, new_id
 from receiver.storage.store.sqlite import SqliteStore
 from receiver.storage.store.store import Store
@@ -131,6 +131,62 @@ def ingest(folder: Path, rounds: int, seconds: float, *, sync_ms: float = 0) -> 
             )
         )
     return rows
+
+
+_DESCRIBED = f"""
+[sources.described]
+provider = "custom"
+secrets = ["{SECRET}"]
+[[sources.described.proof]]
+kind = "hmac"
+header = "X-DeAPI-Signature"
+prefix = "sha256="
+message = "{{timestamp}}.{{body}}"
+timestamp = {{from = "header:X-DeAPI-Timestamp"}}
+[sources.described.event]
+family = "speech"
+id = "delivery_id"
+job = "data.job_request_id"
+state = "event"
+completed = ["job.completed"]
+[sources.described.result]
+from = "link"
+at = "data.result_url"
+hosts = ["results.example.test"]
+"""
+"""What deAPI's adapter does with such a callback, in the language of recipes."""
+
+
+def described(folder: Path, rounds: int, seconds: float) -> list[Row]:
+    """Signed callbacks a second of a source that its settings describe, beside the same callbacks at the adapter in code."""
+    place = folder / "described"
+    place.mkdir()
+    found: dict[str, list[dict[str, float]]] = {"described": [], "deapi": []}
+    with p.receiver(place, p.config(place, source=_DESCRIBED), "--no-work") as (port, pid):
+        for name in found:
+            load([port], f"/callbacks/{name}", "deapi", 1)
+        for turn in range(rounds):
+            for name in list(found) if turn % 2 else reversed(list(found)):
+                before = cpu(pid)
+                told = load([port], f"/callbacks/{name}", "deapi", seconds)
+                found[name].append(told | {"cpu_us": 1e6 * (cpu(pid) - before) / told["requests"]})
+    pairs = list(zip(found["described"], found["deapi"], strict=True))
+    ratio = median(one["rate"] / other["rate"] for one, other in pairs)
+    mine, theirs = ({f: median(one[f] for one in found[n]) for f in ("rate", "cpu_us")} for n in found)
+    return [
+        Row(
+            "callbacks/s, 2 KB of signed JSON, a source described in settings",
+            f"{mine['rate']:,.0f}/s (the adapter in code {theirs['rate']:,.0f}/s); processor µs each: {mine['cpu_us']:,.0f}, "
+            f"in code {theirs['cpu_us']:,.0f}",
+            ratio,
+            "0.9 of the adapter in code",
+            ratio >= 0.9,
+            numbers={
+                "embedded.described.of_code": ratio,
+                "embedded.described.cpu_of_code": mine["cpu_us"] / theirs["cpu_us"],
+            },
+        )
+    ]
 
 
 def _ratio(found: Mapping[str, list[dict[str, float]]], figure: str) -> float:
