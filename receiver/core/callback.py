@@ -122,9 +122,9 @@ class Head(Struct, frozen=True, kw_only=True, dict=True):
         return values[0]
 
     def without_secrets(self, names: Collection[str]) -> Head:
-        """Return the head without its URL and without these fields of its query: what may be kept."""
+        """Return the head without these fields of its query, and without the URL that holds them: what may be kept."""
         if not self.query:
-            return replace(self, url="") if self.url else self
+            return self
         fields = [
             field for field in self.query.split("&") if unquote_plus(field.partition("=")[0]) not in names
         ]

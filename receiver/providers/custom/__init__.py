@@ -164,8 +164,8 @@ class CustomProvider(Collecting, PushProvider):
         if self._options.body == "query":
             # The query is what came: what is kept, and what tells two callbacks apart.
             body = MemoryBody(self._reading.query(admission.read or Request(head, None, self._options.body)))
-        bare = replace(admission, head=head.without_secrets(self._reading.secret_fields))
-        return super().believed(bare, body)
+        bare = head.without_secrets(self._reading.secret_fields)
+        return super().believed(admission if bare is head else replace(admission, head=bare), body)
 
     def examine(self, head: Head, body: Body) -> Iterator[dict[str, Any]]:
         """Yield what each proof says of a request, for a person who writes a recipe. Raises `KeysNeeded`."""

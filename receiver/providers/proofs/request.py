@@ -55,6 +55,11 @@ class Request:
         """The place of the source's secret that held last, counted from 1."""
 
     @property
+    def has_body(self) -> bool:
+        """True once the body was read."""
+        return self._body is not None
+
+    @property
     def body(self) -> bytes:
         """The body. Raises `BodyNeeded`."""
         if self._body is None:

@@ -21,6 +21,7 @@ from receiver.providers.proofs.base import Encoding, Keyed, Proof, Trust, decode
 from receiver.providers.proofs.request import (
     OF_BODY,
     At,
+    BodyNeeded,
     Elements,
     Message,
     Reference,
@@ -186,7 +187,7 @@ class SignedProof(Proof, ABC):
         """The message, with the place of the time for `{timestamp}`."""
         return self.message if self.timestamp is None else self.message.timed(self.timestamp.from_)
 
-    @property
+    @cached_property
     def covers_body(self) -> bool:
         """True when the message holds the whole body, or all fields of a form."""
         return any(place.kind in OF_BODY for place in self.message.places)
@@ -219,6 +220,8 @@ class SignedProof(Proof, ABC):
     def check(self, request: Request, trust: Trust) -> None:
         """Compare the signature over the message."""
         signatures, elements = request.once(self, partial(self._read, request, trust))
+        if self.covers_body and not request.has_body:
+            raise BodyNeeded
         for url in _spellings(request.head.url) if self.url_ports == "any" else (request.head.url,):
             if self._fits(signatures, self.template.message(request, elements, url), request, trust):
                 return
