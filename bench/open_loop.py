@@ -6,7 +6,8 @@
 The first form goes through phases of arrivals a second. An arrival takes a connection that is idle, or opens another (2,000 at
 most), as a provider does that calls from many machines; who has no answer 10 s after the arrival hangs up. Latencies count from
 the arrival that was meant, so a generator that is late itself flatters nobody. The second form is a closed loop: each
-connection always has one request under way. KIND is `listen` (2 KB of JSON) or `audio` (96 KB of MP3).
+connection always has one request under way. KIND is `listen` (2 KB of JSON), or `speech`, `audio` or `large` (8 KB, 96 KB or
+960 KB of MP3).
 
 Prints `{}` when it begins, and at the end one JSON line: `records` as [arrival, seconds, status] with the status 0 for who hung up and -1 for a connection
 that broke, `without_retry_after`, the connections that were opened, and how late the generator was.
@@ -32,15 +33,14 @@ HUNG_UP, BROKEN = 0, -1
 _MOST_CONNECTIONS = 2_000
 _TICK = 0.001
 _MARK = "N" * 24
-_AUDIO_PIECES = 12
-"""Of 8 KB each: past the 64 KB up to which a body is held in memory."""
+_PIECES = {"speech": 1, "audio": 12, "large": 120}
+"""Pieces of 8 KB in a body of audio."""
 
 
 def template(kind: str) -> tuple[bytes, bytes]:
     """Return what precedes and what follows the 24 characters by which requests differ."""
     headers, body = listen(_MARK) if kind == "listen" else speech(_MARK)
-    if kind == "audio":
-        body *= _AUDIO_PIECES
+    body *= _PIECES.get(kind, 1)
     head = f"POST /callbacks/deepgram HTTP/1.1\r\nhost: b\r\n{headers}content-length: {len(body)}\r\n\r\n"
     before, _, after = (head.encode() + body).partition(_MARK.encode())
     return before, after

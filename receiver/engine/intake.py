@@ -44,7 +44,7 @@ from receiver.core.event import EventDraft, Recorded, RecordStatus
 from receiver.core.fetch import Failed, Fetch, KeysNeeded
 from receiver.core.observe import CallbackReport, Observers
 from receiver.core.tokens import CallbackTokens
-from receiver.engine.overload import LoadShedder, Place, Storing
+from receiver.engine.overload import LoadShedder, Place, Storing, UnderWay
 from receiver.engine.recorder import Recorder, kept_type, normalized, report_bug
 from receiver.engine.rejections import Rejections
 from receiver.providers import PushProvider
@@ -199,18 +199,19 @@ class Intake:
             idle=settings.idle_seconds,
             coding=_coding(head, admission.body_limit),
         )
-        if not admission.held:
-            room = self.load.waiting_room
-            with Place(room, head.peer):
-                total = min(settings.body_seconds, room.SECONDS)
-                body = await read(total=total, piece=MEMORY_LIMIT)
-            return await self._take_body(provider, admission, body, settings, report)
-        self.load.under_way += 1
+        counted, room = UnderWay(), self.load.waiting_room
         try:
-            body = await read(total=settings.body_seconds)
-            return await self._take_body(provider, admission, body, settings, report)
+            if admission.held:
+                self.load.enter(counted, whole=False)
+                body = await read(total=settings.body_seconds)
+                self.load.enter(counted, whole=True)
+            else:
+                with Place(room, head.peer):
+                    total = min(settings.body_seconds, room.SECONDS)
+                    body = await read(total=total, piece=MEMORY_LIMIT)
+            return await self._take_body(provider, admission, body, counted, report)
         finally:
-            self.load.under_way -= 1
+            self.load.leave(counted)
 
     def _admit(self, provider: PushProvider, head: Head) -> Admission:
         try:
@@ -301,7 +302,7 @@ class Intake:
         provider: PushProvider,
         admission: Admission,
         body: MemoryBody | FileBody,
-        settings: SourceSettings,
+        counted: UnderWay,
         report: CallbackReport,
     ) -> Answer:
         """Prove a callback with its body, and record it."""
@@ -324,12 +325,8 @@ class Intake:
                 return Answer(200, {"status": "ignored"})
             callback, draft = proved
             report.proved_seconds = time.perf_counter() - report.began
-            counted = 0 if admission.held else 1
-            self.load.under_way += counted
-            try:
-                return await self._record(provider, callback, draft, settings.budget_seconds, report)
-            finally:
-                self.load.under_way -= counted
+            self.load.enter(counted, whole=True)
+            return await self._record(provider, callback, draft, counted, report)
         finally:
             body.discard()
 
@@ -361,17 +358,18 @@ class Intake:
         provider: PushProvider,
         callback: VerifiedCallback,
         draft: EventDraft,
-        budget: float,
+        counted: UnderWay,
         report: CallbackReport,
     ) -> Answer:
-        """Record a proved callback within `budget` seconds, or keep it in the journal. Raises `JournalUnavailable`."""
+        """Record a proved callback within its source's time, or keep it in the journal. Raises `JournalUnavailable`."""
+        budget = self._sources[report.source].budget_seconds
         self.rejections.proved(report.source)
         report.event_type, report.job_id, report.ref = draft.type, draft.job_id, draft.ref
         report.proofs = ",".join(sorted(callback.proofs))
         report.token_secret = callback.claims.secret if callback.claims else 0
         report.reason = draft.parked or ""
         try:
-            with Storing(self.load, budget):
+            with Storing(self.load, counted, budget):
                 if callback.claims is not None and callback.claims.unread:
                     raise StoreUnavailable("the store could not tell what the URL's token stands for")
                 recorded = await self._recorder.record(provider, callback, draft, report)

@@ -1,27 +1,28 @@
 """Load shedding: how many callbacks are under way, and when one more is refused.
 
-Two bounds. The count keeps memory bounded. The time keeps answers early enough: when storing is slow (a small object store, a
-database that pauses), answers reach the provider's timeout long before the count is reached, and what is stored too late goes
-to the journal, which is more work than storing it. So while storing is slow, no more callbacks are admitted.
+Two bounds. `limit` keeps memory bounded. The other keeps answers early: while many callbacks are at work, no more are admitted
+than were answered within the last second, however long the one that makes them wait is (the event loop, a disk, a small object
+store). What waits longer is answered in vain, since its provider hung up, or goes to the journal, which is more work than storing it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable
 
 from receiver.core.errors import BodyTooSlow
 
-SLOW_SECONDS = 2.0
-"""Storing that takes longer than this counts as slow. It is a third of a source's default time limit."""
-ALWAYS_STORED = 128
-"""Callbacks that may be in storing however slow it is. During an outage without errors these reach the journal."""
+TARGET_SECONDS = 1.0
+"""How long admitted callbacks take while load is shed: a tenth of what providers wait for an answer."""
+ALWAYS_ADMITTED = 64
+"""Callbacks that may be at work however slowly they are answered. During an outage without errors these reach the journal."""
 _LOOK_SECONDS = 0.05
-"""Seconds between two checks for callbacks past their time limit."""
-_NTH_OLDEST = 16
-"""Storing is slow if the 16th oldest callback in it is: a few that hang are no sign of overload."""
+"""Seconds between two looks at what is under way."""
+_WINDOW_SECONDS = 0.25
+"""For how long answers are counted before the bound is set anew."""
+_ARRIVAL_SECONDS = 0.5
+"""A body that has not arrived by then waits for its sender: it is no work meanwhile."""
 
 
 class Place:
@@ -85,27 +86,36 @@ class WaitingRoom:
                 del self._of_peers[place.peer]
 
 
+class UnderWay:
+    """A proved callback without an answer yet. The `LoadShedder` counts it from `enter` to `leave`."""
+
+    began = 0.0
+    whole = False
+    """Its body has arrived, so that all that it waits for is receiver."""
+    at_work = False
+    """Its body has arrived, or is expected at any moment."""
+    storing: Storing | None = None
+
+
 class Storing:
     """The time limit of one callback's storing, until the `with` block ends. Leaving raises `TimeoutError` past the limit.
 
     One timer checks all callbacks: a timer for each would cost too much on the hot path.
     """
 
-    def __init__(self, load: LoadShedder, seconds: float) -> None:
+    def __init__(self, load: LoadShedder, callback: UnderWay, seconds: float) -> None:
         """`seconds` is the time limit. Create it within a task."""
-        self._load, self.began = load, load.clock()
-        self.until = self.began + seconds
+        self._callback = callback
+        self.until = load.clock() + seconds
         self._task = asyncio.current_task()
         self._cancelled_before = self._task.cancelling() if self._task else 0
         self._overdue = False
 
     def __enter__(self) -> None:
-        self._load.storing[self] = None
-        if len(self._load.storing) == 1:
-            self._load.watch()
+        self._callback.storing = self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        del self._load.storing[self]
+        self._callback.storing = None
         ended = self._overdue and self._task and self._task.uncancel() <= self._cancelled_before
         if ended and kind is asyncio.CancelledError:
             raise TimeoutError from None
@@ -124,31 +134,67 @@ class LoadShedder:
         """`limit` callbacks may be under way at once; `clock` gives seconds."""
         self.limit = limit
         self.waiting_room = WaitingRoom()
-        self.under_way = 0
-        """Proved callbacks without an answer yet."""
+        self.under_way: dict[UnderWay, None] = {}
         self.clock = clock
-        self.storing: dict[Storing, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._at_work = self._whole = 0
+        self._allowed = limit
+        """How many callbacks may be at work; set anew after each window."""
+        self._window_began = 0.0
+        self._answered = 0
+        """Callbacks that were answered within this window."""
 
     def refusal(self) -> str:
         """Return why the next callback is refused; "" if it is admitted."""
-        if self.under_way >= self.limit:
+        if len(self.under_way) >= self.limit:
             return f"{self.limit} callbacks are under way (server.max_callbacks)"
-        if len(self.storing) >= ALWAYS_STORED:
-            nth = next(itertools.islice(self.storing, _NTH_OLDEST - 1, None))
-            if self.clock() - nth.began > SLOW_SECONDS:
-                return f"storing takes more than {SLOW_SECONDS:g} s (store or blobs are slower than callbacks come)"
+        if self._at_work >= self._allowed:
+            return f"callbacks come faster than they are stored ({self._allowed} at once would take {TARGET_SECONDS:g} s)"
         return ""
 
-    def watch(self) -> None:
-        """Start the timer that checks for callbacks past their time limit; it runs until none is left."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+    def enter(self, callback: UnderWay, *, whole: bool) -> None:
+        """Count a callback whose body arrives, or has arrived and is `whole`. It may be counted already."""
+        if callback not in self.under_way:
+            callback.began = self.clock()
+            if not self.under_way:
+                self._allowed = self.limit
+                self._begin_window(callback.began)
+            self.under_way[callback] = None
+            if self._timer is None:
+                self._watch()
+        self._note(callback, at_work=True, whole=whole)
 
-    def _look(self) -> None:
+    def leave(self, callback: UnderWay) -> None:
+        """Count a callback no more; harmless if it is not counted."""
+        if self.under_way.pop(callback, 0) is None:
+            self._answered += callback.whole
+            self._note(callback, at_work=False, whole=False)
+
+    def _note(self, callback: UnderWay, *, at_work: bool, whole: bool) -> None:
+        self._at_work += at_work - callback.at_work
+        self._whole += whole - callback.whole
+        callback.at_work, callback.whole = at_work, whole
+
+    def _watch(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self.look)
+
+    def look(self) -> None:
+        """Stop what is past its time limit, and set the bound after each window. Runs until nothing is under way."""
         self._timer, now = None, self.clock()
-        for one in self.storing:
-            if one.until <= now:
-                one.stop()
-        if self.storing:
-            self.watch()
+        for one in self.under_way:
+            if not one.whole and now - one.began > _ARRIVAL_SECONDS:
+                self._note(one, at_work=False, whole=False)
+            elif one.storing is not None and one.storing.until <= now:
+                one.storing.stop()
+        seconds = now - self._window_began
+        if self._whole < ALWAYS_ADMITTED // 2:  # too few to tell what this process is able to do
+            self._allowed = min(2 * self._allowed, self.limit)
+            self._begin_window(now)
+        elif seconds >= _WINDOW_SECONDS:
+            self._allowed = max(int(self._answered * TARGET_SECONDS / seconds), ALWAYS_ADMITTED)
+            self._begin_window(now)
+        if self.under_way:
+            self._watch()
+
+    def _begin_window(self, now: float) -> None:
+        self._window_began, self._answered = now, 0

@@ -1,7 +1,7 @@
 """Reads a body as it arrives: counts it, limits its size and time, hashes it; short bodies stay in memory, longer ones go to a file.
 
-Memory stays flat: whatever the body's size, at most two pieces of a megabyte wait for the disk, and `PLACES` limits how many
-longer bodies are in memory at once. A full or failing disk raises `JournalUnavailable`; engine/intake.py answers 503 to it.
+Memory stays flat: whatever the body's size, at most two pieces of a megabyte wait for the disk, and all longer bodies in memory
+share `SHARED_BYTES`. A full or failing disk raises `JournalUnavailable`; engine/intake.py answers 503 to it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from receiver.system.files import create, is_running, open_file, write_all, writ
 MEMORY_LIMIT = 64 * 1024
 """Bytes up to which a body never touches the disk on its way in."""
 HELD_LIMIT = 1024 * 1024
-"""Bytes up to which a longer body also stays in memory, if one of the `PLACES` is free."""
-PLACES = 64
-"""How many longer bodies one buffer holds in memory at once: 64 MiB in all."""
+"""Bytes up to which a longer body also stays in memory, while there is room in `SHARED_BYTES`."""
+SHARED_BYTES = 64 * 1024 * 1024
+"""Bytes of longer bodies that one buffer holds in memory at once."""
 _STALE_SECONDS = 24 * 3600
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES}
 
@@ -57,18 +57,36 @@ class WholeBody:
 
 
 class LongerBody(MemoryBody):
-    """A longer body held in memory, in one of `PLACES` until it is discarded."""
+    """A longer body held in memory, in its share of `SHARED_BYTES` until it is discarded."""
 
-    def __init__(self, data: bytes, leave: Callable[[], None]) -> None:
+    def __init__(self, data: bytes, share: Share) -> None:
         super().__init__(data)
-        self._leave: Callable[[], None] | None = leave
+        self._share = share
 
     def discard(self) -> None:
-        """Give the place back; harmless to repeat."""
+        """Give the share back; harmless to repeat."""
         super().discard()
-        leave, self._leave = self._leave, None
-        if leave is not None:
-            leave()
+        self._share.give_back()
+
+
+class Share:
+    """What one body has of a buffer's `SHARED_BYTES`."""
+
+    def __init__(self, buffer: BodyBuffer) -> None:
+        self._buffer = buffer
+        self.size = 0
+
+    def grow(self, size: int) -> bool:
+        """Have `size` bytes; return False when there is no room for them."""
+        if size - self.size > self._buffer.room:
+            return False
+        self._buffer.room -= size - self.size
+        self.size = size
+        return True
+
+    def give_back(self) -> None:
+        """Have none any more; harmless to repeat."""
+        self.grow(0)
 
 
 class FileBody:
@@ -130,7 +148,7 @@ class BodyBuffer:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._count = 0
-        self._places = PLACES
+        self.room = SHARED_BYTES
 
     def open(self) -> None:
         """Make the folder and remove what a crashed process left. Raises `JournalUnavailable`."""
@@ -157,7 +175,7 @@ class BodyBuffer:
         """Read a body to its end, and decompress it (`coding` is `gzip`, `deflate`, or "" for none).
 
         `limit` is in bytes, after decompression; `total` and `idle` (between two pieces) in seconds. Up to `piece` bytes
-        stay in memory before they are written to a file, while one of the `PLACES` is free. Raises `BodyTooLarge`,
+        stay in memory before they are written to a file, while there is room in `SHARED_BYTES`. Raises `BodyTooLarge`,
         `BodyTooSlow`, `BodyCutOff`, `SenderError` if decompression fails, and `JournalUnavailable` if the disk cannot take
         it.
         """
@@ -181,12 +199,12 @@ class BodyBuffer:
     ) -> MemoryBody | FileBody:
         deadline = time.monotonic() + total
         pieces: list[bytes] = []
-        size, more, held = 0, True, False
+        size, more, share = 0, True, Share(self)
         writer: _Writer | None = None
         try:
             while more:
-                # Without a place there is little that may wait in memory: so all bodies together share one budget.
-                if writer is not None and sum(map(len, pieces)) >= (piece if held else MEMORY_LIMIT):
+                # Without a share there is little that may wait in memory: so all bodies together have one budget.
+                if writer is not None and sum(map(len, pieces)) >= max(share.size, MEMORY_LIMIT):
                     await writer.write(pieces)
                     pieces = []
                 data, more = await next_piece(receive, deadline, idle)
@@ -194,14 +212,13 @@ class BodyBuffer:
                 size += len(data)
                 if size > limit:
                     raise too_large(limit)
-                if writer is None and size > MEMORY_LIMIT:
-                    held = held or (size <= piece and self._enter())
-                    if not held or size > piece:
-                        writer = _Writer(self._new_file())
+                if writer is None and size > MEMORY_LIMIT and not (size <= piece and share.grow(size)):
+                    share.grow(piece)
+                    writer = _Writer(self._new_file())
             if writer is None:
                 whole = b"".join(pieces)
-                body = LongerBody(whole, self._leave) if held else MemoryBody(whole)
-                held = False  # the place is the body's from now on
+                body = LongerBody(whole, share) if share.size else MemoryBody(whole)
+                share = Share(self)  # the other one is the body's from now on
                 return body
             await writer.write(pieces)
             return await writer.finish()
@@ -210,18 +227,7 @@ class BodyBuffer:
                 await writer.abandon()
             raise
         finally:
-            if held:
-                self._leave()
-
-    def _enter(self) -> bool:
-        """Take a place for a body in memory; return False when there is none."""
-        if self._places == 0:
-            return False
-        self._places -= 1
-        return True
-
-    def _leave(self) -> None:
-        self._places += 1
+            share.give_back()
 
     async def rewrite(self, body: Body, change: Callable[[bytes], bytes], *, overlap: int) -> FileBody:
         """Return a new temporary body: `change` applied to the whole, piece by piece in flat memory.

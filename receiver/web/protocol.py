@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from receiver.engine.intake import METHODS, OVERLOADED
 from receiver.web.callbacks import EXCHANGE, PREFIX, Lines, lines_and_body
 from receiver.web.connections import DEFAULT_CONNECTIONS, Connections, Turns
+from receiver.web.refused_body import RefusedBody
 
 if TYPE_CHECKING:
     from uvicorn._types import (
@@ -37,7 +38,7 @@ bytes before.
 """
 _FIRST_SLICE_BYTES, _NEXT_SLICE_BYTES = 4096, 1024
 """Bytes that are parsed at once: the first of a read, and the first after a turn; doubled each time while the slices have
-few parts.
+few parts. What is left of a body of known length is one part.
 """
 _SLICE_PARTS = 100
 """Parts (header lines, pieces of a body) in one slice from which the connection has to wait for its turn."""
@@ -51,7 +52,7 @@ _TOO_MANY_LINES = f"The request has more than {HEAD_LINES} header lines."
 _INVALID = (400, "Invalid HTTP request received.")
 _HEAD, _REST, _NEXT = "head", "rest", "next"
 """What a peer may owe: the rest of a head, of the body of an answered request, or the next request."""
-_DECISIVE = frozenset({b"host", b"transfer-encoding", b"expect"})
+_DECISIVE = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 """Headers that say for whom a request is and where it ends: read otherwise by a proxy before us, they would let two requests pass for one."""
 _PREFIX = PREFIX.encode()
 _OFFER = (b"upgrade", b"http2-settings")
@@ -173,6 +174,10 @@ class Protocol(HttpToolsProtocol):
     _plain = 0
     """Bytes since the end of the last request's head, or the last piece of a body."""
     _had_body = False
+    _length = 0
+    """The `Content-Length` in the head; 0 without one."""
+    _body_left = 0
+    """Bytes of the body that are still to come by its `Content-Length`."""
     _begun = False
     """A head has begun, and has not ended."""
     _in_body = False
@@ -237,8 +242,9 @@ class Protocol(HttpToolsProtocol):
         at = 0
         while at < len(data):
             self._parts = 0
-            self._take_slice(data[at : at + size])
-            at, size = at + size, 2 * size
+            end = at + max(size, self._body_left)
+            self._take_slice(data[at:end])
+            at, size = end, 2 * size
             if self.transport.is_closing():
                 return
             if self._parts > _SLICE_PARTS:
@@ -246,6 +252,19 @@ class Protocol(HttpToolsProtocol):
                 self.transport.pause_reading()
                 self._turns.add(self)
                 return
+        if self._refused and self._body_left > 0:
+            self.transport.set_protocol(RefusedBody(self, self._body_left))
+
+    def end_refused_body(self) -> None:
+        """Take the next request. The parser still waits for the body, which it did not see: another one begins."""
+        self._begin_parser()
+        self._body_left = self._plain = 0
+        self.on_message_complete()
+        self._watch()
+
+    def _begin_parser(self) -> None:
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
 
     @property
     def waits_for_turn(self) -> bool:
@@ -294,8 +313,7 @@ class Protocol(HttpToolsProtocol):
             self._unsupported_upgrade_warning()
             return
         again = self._without_offer()
-        self.parser = HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self._begin_parser()
         try:
             self.parser.feed_data(again + rest)
         except HttpParserUpgrade as offer:  # of a later request in the same slice
@@ -369,7 +387,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A head begins; if it does not end in the same slice, it is timed."""
-        self._begun, self._named, self._owes = True, False, ""
+        self._begun, self._named, self._owes, self._length = True, False, "", 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -383,6 +401,8 @@ class Protocol(HttpToolsProtocol):
         """Refuse a second `Host` (RFC 9112, 3.2), and codings of the transfer other than chunked (6.1)."""
         if name == b"expect":
             self.expect_100_continue = self.expect_100_continue or value == b"100-continue"
+        elif name == b"content-length":
+            self._length = int(value)
         elif name == b"host":
             if self._named:
                 self._refuse_head(400, "The request has two Host headers.")
@@ -408,7 +428,7 @@ class Protocol(HttpToolsProtocol):
             return
         self.headers = []  # of its trailer, which says nothing: a proxy vouches for what stands in the head
         self._plain = 0
-        self._begun, self._in_body = False, True
+        self._begun, self._in_body, self._body_left = False, True, self._length
         if self.pipeline:  # one request waits for the answer to another already
             self.pipeline[0][0].keep_alive = False
         self._dropping = self._dropping or bool(self.pipeline) or self.transport.is_closing()
@@ -428,6 +448,7 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
         self._had_body = True
+        self._body_left -= len(body)
         self._parts += 1
         if not self._refused:
             super().on_body(body)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.engine.overload import ALWAYS_STORED, SLOW_SECONDS, LoadShedder, Place, Storing, WaitingRoom
+from receiver.engine.overload import ALWAYS_ADMITTED, Place, UnderWay, WaitingRoom
 from receiver.web.protocol import Protocol
 from tests.support.running import BASIC, Running, running, settings_text
 from tests.support.senders import speech
@@ -39,7 +39,7 @@ async def test_past_the_bound_a_callback_is_refused_early_and_others_end_well(tm
     text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 2\n")
     async with running(tmp_path, text) as up:
         slow = [await _begin(up, body + bytes([n])) for n in range(2)]
-        while up.receiver.intake.load.under_way < 2:
+        while len(up.receiver.intake.load.under_way) < 2:
             await asyncio.sleep(0)
         refused = await up.client.put(
             "/callbacks/deepgram", headers=speech("third").headers, content=speech("third").body
@@ -58,18 +58,18 @@ async def test_past_the_bound_a_callback_is_refused_early_and_others_end_well(tm
             "/callbacks/deepgram", headers=speech("third").headers, content=speech("third").body
         )
         assert taken.status_code == 200
-        assert up.receiver.intake.load.under_way == 0
+        assert not up.receiver.intake.load.under_way
 
 
 async def test_a_callback_that_is_cut_off_gives_its_place_back(tmp_path: Path) -> None:
     text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 1\n")
     async with running(tmp_path, text) as up:
         _, writer = await _begin(up, bytes(100_000))
-        while up.receiver.intake.load.under_way < 1:
+        while len(up.receiver.intake.load.under_way) < 1:
             await asyncio.sleep(0)
         writer.close()
         await up.seen.until(lambda: [report.answer for report in up.seen.callbacks] == ["cut_off"])
-        assert up.receiver.intake.load.under_way == 0
+        assert not up.receiver.intake.load.under_way
         sent = speech("next")
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert answer.status_code == 200
@@ -81,7 +81,7 @@ async def _full(tmp_path: Path) -> AsyncIterator[Running]:
     text = settings_text(tmp_path, extra="[server]\nmax_callbacks = 1\n")
     async with running(tmp_path, text) as up:
         _, writer = await _begin(up, bytes(100_000))
-        while up.receiver.intake.load.under_way < 1:
+        while len(up.receiver.intake.load.under_way) < 1:
             await asyncio.sleep(0)
         yield up
         writer.close()
@@ -117,7 +117,7 @@ async def test_a_kept_connection_is_good_for_the_next_callback_after_a_refusal(t
     body = bytes(300_000)
     async with running(tmp_path, text) as up:
         slow_reader, slow = await _begin(up, body + b"1")
-        while up.receiver.intake.load.under_way < 1:
+        while len(up.receiver.intake.load.under_way) < 1:
             await asyncio.sleep(0)
         reader, writer = await _begin(up, body)
         assert await _status(reader) == 503
@@ -199,34 +199,23 @@ async def test_a_store_that_falls_behind_lets_no_more_in_until_it_has_caught_up(
         load = up.receiver.intake.load
         now = [0.0]
         load.clock = lambda: now[0]
-        storing = [Storing(load, 60) for _ in range(ALWAYS_STORED)]
-        for one in storing:
-            one.__enter__()
+        waiting = [UnderWay() for _ in range(ALWAYS_ADMITTED)]
+        for one in waiting:
+            load.enter(one, whole=True)
         sent = speech("early")
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert answer.status_code == 200, "many at once are no sign of trouble yet"
-        now[0] = SLOW_SECONDS + 0.1
+        now[0] = 0.3
+        load.look()
         sent = speech("late")
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
-        assert "storing takes more than 2 s" in up.seen.callbacks[-1].reason
-        storing.pop().__exit__(None, None, None)
+        assert "callbacks come faster than they are stored" in up.seen.callbacks[-1].reason
+        load.leave(waiting.pop())
         answer = await up.client.put("/callbacks/deepgram", headers=sent.headers, content=sent.body)
         assert answer.status_code == 200, (
             "a few are taken however long it lasts: an outage must come to the journal"
         )
-
-
-async def test_one_that_hangs_is_no_sign_of_overload() -> None:
-    now = [0.0]
-    load = LoadShedder(1000, lambda: now[0])
-    Storing(load, 60).__enter__()
-    now[0] = 5.0
-    for _ in range(ALWAYS_STORED):
-        Storing(load, 60).__enter__()
-    assert load.refusal() == ""
-    now[0] += SLOW_SECONDS + 0.1
-    assert "slower than callbacks come" in load.refusal()
 
 
 @pytest.mark.parametrize(("peers", "places"), [(1, WaitingRoom.PLACES_OF_A_PEER), (9, WaitingRoom.PLACES)])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from receiver.core.callback import MemoryBody
 from receiver.core.errors import BodyCutOff, BodyTooLarge, BodyTooSlow, JournalUnavailable
-from receiver.system.body_buffer import HELD_LIMIT, MEMORY_LIMIT, PLACES, BodyBuffer, FileBody, Receive
+from receiver.system.body_buffer import HELD_LIMIT, MEMORY_LIMIT, SHARED_BYTES, BodyBuffer, FileBody, Receive
 from tests.support.examples import examples
 
 
@@ -72,21 +72,21 @@ async def test_a_byte_over_the_limit_is_refused_and_nothing_is_left(
     assert os.listdir(tmp_path / "spool") == []
 
 
-async def test_bodies_of_some_size_are_held_in_memory_while_there_are_places(
+async def test_bodies_of_some_size_are_held_in_memory_while_there_is_room(
     bodies: BodyBuffer, tmp_path: Path
 ) -> None:
-    """The bytes that all of them hold are bounded; a place is free again when its body is discarded, or was refused."""
+    """The bytes that all of them hold are bounded; there is room again when a body is discarded, or was refused."""
 
     async def take(*pieces: bytes, limit: int = 10**7) -> MemoryBody | FileBody:
         return await bodies.read(_receive(pieces), limit=limit, total=5, idle=5)
 
     whole = b"x" * HELD_LIMIT
-    held = [await take(whole[:70_000], whole[70_000:]) for _ in range(PLACES)]
+    held = [await take(whole[:70_000], whole[70_000:]) for _ in range(SHARED_BYTES // HELD_LIMIT)]
     assert all(isinstance(body, MemoryBody) for body in held)
     late = await take(whole)
     assert isinstance(late, FileBody)
     assert late.load() == whole
-    assert isinstance(await take(b"x" * MEMORY_LIMIT), MemoryBody), "a short one needs no place"
+    assert isinstance(await take(b"x" * MEMORY_LIMIT), MemoryBody), "a short one needs no room"
     for _ in range(2):
         held[0].discard()
     with pytest.raises(BodyTooLarge):
@@ -94,7 +94,10 @@ async def test_bodies_of_some_size_are_held_in_memory_while_there_are_places(
     longer = await take(whole, b"x")
     assert isinstance(longer, FileBody)
     assert longer.load() == whole + b"x"
-    assert isinstance(await take(whole), MemoryBody)
+    shorter = [await take(b"x" * 100_000) for _ in range(HELD_LIMIT // 100_000)]
+    assert all(isinstance(body, MemoryBody) for body in shorter), (
+        "what they hold counts, not how many they are"
+    )
     assert isinstance(await take(whole), FileBody)
 
 

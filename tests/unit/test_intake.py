@@ -18,7 +18,7 @@ from receiver.core.callback import Head, VerifiedCallback
 from receiver.core.errors import IgnoredCallback, StoreUnavailable
 from receiver.core.event import AudioDraft, EventDraft, Rejection
 from receiver.core.observe import Observers
-from receiver.engine.overload import LoadShedder, Storing
+from receiver.engine.overload import LoadShedder, Storing, UnderWay
 from receiver.storage.journal import Entry
 from tests.support.intaking import MIB, NOW, SECRET, Made, Up, opening
 from tests.support.kept_events import kept_events
@@ -37,7 +37,9 @@ async def test_what_is_stored_for_too_long_is_ended_however_many_looks_that_take
 ) -> None:
     monkeypatch.setattr("receiver.engine.overload._LOOK_SECONDS", 0.0)
     load = LoadShedder(1, clock=itertools.count().__next__)  # each look is a second later
-    with pytest.raises(TimeoutError), Storing(load, 5):
+    callback = UnderWay()
+    load.enter(callback, whole=True)
+    with pytest.raises(TimeoutError), Storing(load, callback, 5):
         await asyncio.Event().wait()
 
 

@@ -1,0 +1,119 @@
+"""What load shedding admits, on a model of a process: one queue, a rate of answers, and a clock of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import pytest
+
+from receiver.engine.overload import ALWAYS_ADMITTED, LoadShedder, UnderWay
+
+_STEP = 0.005
+_LOOKS = 10
+"""Steps from one look to the next."""
+_BUDGET = 6.0
+"""Seconds after which a callback goes to the journal."""
+
+
+@dataclass
+class Model:
+    """A process that gives `rate` answers a second, the oldest callback first, in groups of `group`."""
+
+    rate: float
+    group: int = 1
+    now: float = 0.0
+    waits: list[tuple[float, float]] = field(default_factory=list)
+    """When each answered callback came, and for how long it waited."""
+    refused: int = 0
+    journaled: int = 0
+
+    def __post_init__(self) -> None:
+        self.load = LoadShedder(1000, lambda: self.now)
+        self._queue: deque[UnderWay] = deque()
+
+    def run(self, arrivals: float, seconds: float) -> None:
+        """Let so many callbacks arrive each second."""
+        came = able = 0.0
+        for step in range(int(seconds / _STEP)):
+            self.now += _STEP
+            came += arrivals * _STEP
+            for _ in range(int(came)):
+                self._arrive()
+            came -= int(came)
+            able = able + self.rate * _STEP if self._queue else 0.0
+            if able >= min(self.group, len(self._queue) or 1):
+                for _ in range(min(int(able), len(self._queue))):
+                    self.waits.append(self._end())
+                able -= int(able)
+            while self._queue and self.now - self._queue[0].began > _BUDGET:
+                self._end()
+                self.journaled += 1
+            if step % _LOOKS == 0:
+                self.load.look()
+
+    def _arrive(self) -> None:
+        if self.load.refusal():
+            self.refused += 1
+            return
+        callback = UnderWay()
+        self.load.enter(callback, whole=True)
+        self._queue.append(callback)
+
+    def _end(self) -> tuple[float, float]:
+        callback = self._queue.popleft()
+        self.load.leave(callback)
+        return callback.began, self.now - callback.began
+
+
+@pytest.mark.parametrize("times", [2, 4, 16])
+@pytest.mark.parametrize(("rate", "group"), [(60, 1), (60, 16), (130, 1), (400, 1), (400, 64)])
+async def test_under_overload_a_process_answers_all_that_it_can_and_early(
+    rate: float, group: int, times: float
+) -> None:
+    model = Model(rate, group)
+    model.run(times * rate, 7)
+    assert model.journaled == 0
+    assert max(wait for _, wait in model.waits) < 0.8 * _BUDGET
+    assert max(wait for came, wait in model.waits if came > 4) < 2.0, "for a second, a group and a window"
+    assert len(model.waits) > 0.93 * 7 * rate
+
+
+async def test_what_a_process_keeps_up_with_is_never_refused() -> None:
+    for rate, arrivals in ((60, 57), (400, 390), (2000, 1900)):
+        model = Model(rate)
+        model.run(arrivals, 5)
+        assert model.refused == 0
+
+
+async def test_a_burst_to_an_idle_process_is_taken_whole() -> None:
+    model = Model(400)
+    model.run(900 / _STEP, _STEP)
+    model.run(0, 3)
+    assert (model.refused, len(model.waits)) == (0, 900)
+
+
+async def test_after_an_overload_nothing_is_refused_within_a_second() -> None:
+    model = Model(200)
+    model.run(800, 3)
+    model.run(150, 1)
+    refused = model.refused
+    model.run(150, 3)
+    assert model.refused == refused
+
+
+async def test_in_an_outage_without_errors_a_few_come_to_the_journal() -> None:
+    model = Model(0)
+    model.run(50, 20)
+    assert model.journaled >= 2 * ALWAYS_ADMITTED
+    assert model.refused > model.journaled
+
+
+async def test_bodies_that_wait_for_their_senders_are_no_sign_of_overload() -> None:
+    model = Model(200)
+    for _ in range(500):
+        model.load.enter(UnderWay(), whole=False)
+    model.run(150, 3)
+    assert model.refused == 0
+    model.run(800, 3)
+    assert model.refused
