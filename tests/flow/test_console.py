@@ -20,7 +20,6 @@ from receiver.core.observe import Repeats
 from receiver.core.work import DeliveryFilter, DeliveryState, Pickup, PickupKind
 from receiver.demo.serving import sample_audio
 from receiver.web.app import create_app
-from receiver.web.console import guard, sources
 from receiver.web.console.sessions import sessions_of
 from tests.support.kept_events import kept_events
 from tests.support.patience import PATIENCE
@@ -394,8 +393,6 @@ async def test_a_source_is_tried_with_its_own_secret_once_at_a_time(
     settings = tmp_path / "receiver.toml"
     settings.write_text(settings_text(up.folder))
     monkeypatch.setenv("RECEIVER_CONFIG", str(settings))
-    monkeypatch.setattr(sources, "_PLAY_SECONDS", PATIENCE)  # a busy machine takes long to start a program
-    monkeypatch.setattr(guard, "_SECONDS", PATIENCE)
     await login(up)
     for name in ("deapi", "speech"):
         path = f"/console/sources/{name}/test"

@@ -21,7 +21,7 @@ from receiver.web.console.sessions import RENEW_SECONDS, Session
 from receiver.web.console.visit import HOME, Console, Handler, Visit
 
 _SECONDS = 20.0
-"""How long a request may take, its body and the store together."""
+"""How long a request may take, its body and the store together, unless its handler sets `request.state.limit` anew."""
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
@@ -106,13 +106,13 @@ class Guard:
             return PlainTextResponse(detail, 421)
         if request.method == "POST" and not _is_ours(request):
             raise Refused(403, "this came from another site: nothing was done.")
-        return await handle(request)
+        async with asyncio.timeout(_SECONDS) as request.state.limit:
+            return await handle(request)
 
     async def _told(self, request: Request, answering: Awaitable[Response]) -> Response:
         """Answer; whatever goes wrong becomes a page that says so, without a session only the words."""
         try:
-            async with asyncio.timeout(_SECONDS):
-                return await answering
+            return await answering
         except Exception as error:
             refused = refusal_of(error)
             if refused.status == 500:  # a fault of ours is told to operators, never to whoever asks
