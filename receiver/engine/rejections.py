@@ -33,6 +33,8 @@ UNKNOWN = "unknown"
 _ALERT_AFTER = 3
 """Rejections in a row that are reported: deAPI switches webhooks off after 10 failures."""
 _ALERT_AGAIN_MS = 3_600_000
+_ALERT_APART_MS = 30_000
+"""Least time between two reports of one source and kind: strangers may send some between any two callbacks that are taken."""
 _FLUSH_SECONDS = 1.0
 _LAST_SECONDS = 1.0
 _ERRORS = (RejectionKind.WRONG, RejectionKind.TOKEN, RejectionKind.STALE)
@@ -43,7 +45,7 @@ class _Run(Struct):
     """Rejections of one kind since the source's last proved callback."""
 
     count: int = 0
-    reported_at: int | None = None
+    reported: bool = False
 
 
 class Rejections(BackgroundPart):
@@ -54,6 +56,7 @@ class Rejections(BackgroundPart):
         self._store = store
         self._observer = observer
         self._runs: dict[str, dict[RejectionKind, _Run]] = {}
+        self._reported_at: dict[tuple[str, RejectionKind], int] = {}
         self._unwritten: dict[tuple[str, RejectionKind, bool], deque[Rejection]] = {}
         """By source, kind, and whether the token is one of ours."""
         self._writing = asyncio.Lock()
@@ -130,9 +133,9 @@ class Rejections(BackgroundPart):
     def _count(self, source: str, error: CallbackRejected, now: int) -> None:
         run = self._runs.setdefault(source, {}).setdefault(error.kind, _Run())
         run.count += 1
-        due = run.reported_at is None or now - run.reported_at >= _ALERT_AGAIN_MS
-        if run.count >= _ALERT_AFTER and due:
-            run.reported_at = now
+        since = now - self._reported_at.get((source, error.kind), 0)
+        if run.count >= _ALERT_AFTER and since >= (_ALERT_AGAIN_MS if run.reported else _ALERT_APART_MS):
+            run.reported, self._reported_at[source, error.kind] = True, now
             self._observer.note(
                 "error" if error.kind in _ERRORS else "warning",
                 "source.rejecting",

@@ -61,6 +61,25 @@ async def test_an_alarm_is_raised_again_after_an_hour_without_a_success(tmp_path
             now += 3_600_000
 
 
+async def test_junk_between_good_callbacks_raises_no_alarm_for_each_of_them(tmp_path: Path) -> None:
+    now = wall_clock()
+    async with running(tmp_path, clock=lambda: now) as up:
+
+        async def answers(*sent: Sent) -> list[int]:
+            return [
+                (await up.client.post(one.path, headers=one.headers, content=one.body)).status_code
+                for one in sent
+            ]
+
+        for expected in (1, 2):
+            for turn in range(3):
+                wrong = deapi("wrong", secret=WRONG, at=now // 1000)
+                good = deapi(f"good-{expected}-{turn}", at=now // 1000)
+                assert await answers(wrong, wrong, wrong, good) == [401, 401, 401, 200]
+            assert sum(name == "source.rejecting" for _, name, _ in up.seen.notes) == expected
+            now += 30_000
+
+
 async def test_the_list_shows_no_token_that_stands_where_a_source_should(tmp_path: Path) -> None:
     async with running(tmp_path) as up:
         token = up.receiver.tokens.issue("deapi")
