@@ -178,11 +178,7 @@ async def _empty(receiver: Receiver, folder: str) -> tuple[dict[str, int], str]:
         reason = error.message
     counts["left"] = len(look(folder))
     if counts["left"] and not reason:
-        reason = journal.refused or (
-            "another process is draining the journal"
-            if journal.being_drained()
-            else "they cannot be taken, for a reason of their own: the log of `receiver serve` tells more"
-        )
+        reason = journal.refused or "another process is draining the journal"
     return counts, reason
 
 

@@ -40,7 +40,7 @@ from receiver.system.files import make_folder, open_file, sync_folder, write_fil
 _OUTAGE_AFTER = 3
 """Failures in a row that count as an outage. Fewer may be the fault of the entries themselves."""
 _QUICK_TRIES = 3
-"""Tries after which an entry waits even during a possible outage; a bug is reported for as many tries."""
+"""Tries after which an entry waits even during a possible outage."""
 _BATCH, _BATCH_BYTES = 32, 4 * 1024 * 1024
 """The most entries of one batch, and the most bytes, unless a single entry has more."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
@@ -201,27 +201,28 @@ class Journal:
     async def _pass_on(self, handle: Handle, able: Able) -> int:
         done, most = 0, 1
         refused: list[tuple[Entry, Unavailable]] = []
+        """By what may be an outage, until another entry is taken."""
         self._tell_missing(able)
         waiting = deque(sorted((e for e in self._entries.values() if able(e)), key=_turn))
         while batch := self._batch(waiting, most):
-            results = await self._pass_together(batch, handle, able)
-            for entry, result in zip(batch, results, strict=True):
-                if result is True:
-                    self._put_off(refused, alone=True)
-                    refused.clear()
-                    self._forget(entry.stem)
-                    done += 1
-                elif result:
-                    refused.append((entry, result))
-            if True in results:
+            passed = await self._pass_together(batch, handle, able)
+            for entry, error in passed:
+                if isinstance(error, Unavailable):
+                    refused.append((entry, error))
+                elif error is not None:
+                    self._put_off(entry, error, alone=True)
+            if taken := sum(error is None for _, error in passed):
+                done += taken
+                self._put_off_all(refused, alone=True)
                 self._report()
             if len(refused) >= _OUTAGE_AFTER:
                 break
             # Begun with one again after a refusal: in an outage few are tried.
             most = 1 if refused else min(2 * most, _BATCH)
-        self._put_off(refused, alone=done > 0)
-        if refused and not done:
-            raise refused[-1][1]
+        last = refused[-1][1] if refused and not done else None
+        self._put_off_all(refused, alone=done > 0)
+        if last is not None:
+            raise last
         return done
 
     def _tell_missing(self, able: Able) -> None:
@@ -246,64 +247,63 @@ class Journal:
 
     async def _pass_together(
         self, batch: list[Entry], handle: Handle, able: Able
-    ) -> list[Unavailable | bool]:
+    ) -> list[tuple[Entry, Exception | None]]:
         """Pass entries to `handle` concurrently, and remove those that it recorded.
 
-        Returns for each: True if it was recorded; the reason, if it was refused; False if it is gone or failed by itself.
+        Returns why each was not recorded, None if it was; entries that are gone are left out.
         """
-        pairs = zip(batch, await self._restore(batch), strict=True)
+        found = zip(batch, await self._restore(batch), strict=True)
         # Only now it is known whose those are that could not be read before.
-        results = await asyncio.gather(
-            *(self._pass(e, found if able(e) else None, handle) for e, found in pairs)
-        )
-        taken = [entry.stem for entry, result in zip(batch, results, strict=True) if result is True]
+        there = [(entry, callback) for entry, callback in found if callback is not None and able(entry)]
+        errors = await asyncio.gather(*(self._pass(entry, callback, handle) for entry, callback in there))
+        passed = [(entry, error) for (entry, _), error in zip(there, errors, strict=True)]
+        taken = [entry.stem for entry, error in passed if error is None]
         if taken:
             await asyncio.to_thread(self._remove, taken)
-        return results
+            for stem in taken:
+                self._forget(stem)
+        return passed
 
     async def _pass(
-        self, entry: Entry, callback: VerifiedCallback | JournalUnavailable | None, handle: Handle
-    ) -> Unavailable | bool:
-        if callback is None or isinstance(callback, JournalUnavailable):
-            return callback or False
+        self, entry: Entry, callback: VerifiedCallback | JournalUnavailable, handle: Handle
+    ) -> Exception | None:
+        if isinstance(callback, JournalUnavailable):
+            return callback
         try:
             await handle(callback)
-        except (Unavailable, *RESOURCE_ERRORS) as error:
-            return self._refusal(entry, error)
+        except RESOURCE_ERRORS as error:
+            entry.tries += 1  # perhaps it is this one that takes more memory than there is
+            return unavailable(error, entry=entry.stem)
         except Exception as error:  # a bug or a poison entry must not stop the others
-            self._failed(entry, type(error).__name__)
-            return False
-        return True
-
-    def _refusal(self, entry: Entry, error: BaseException) -> Unavailable:
-        if isinstance(error, Unavailable):
             return error
-        entry.tries += 1  # perhaps it is this one that takes more memory than there is
-        return unavailable(error, entry=entry.stem)
+        return None
 
-    def _failed(self, entry: Entry, error: str) -> None:
-        entry.tries += 1
-        if entry.tries >= _QUICK_TRIES:
-            entry.not_before = self._elapsed() + _LONGEST_PAUSE
-        if entry.tries <= _QUICK_TRIES or error != entry.why:
-            self._observer.note("error", "journal.entry_failed", entry=entry.stem, error=error)
-        entry.why = error
-
-    def _put_off(self, refused: list[tuple[Entry, Unavailable]], *, alone: bool) -> None:
-        """Report the reasons for the remaining entries, each once. `alone`: other entries succeeded, so this is no outage."""
+    def _put_off_all(self, refused: list[tuple[Entry, Unavailable]], *, alone: bool) -> None:
         for entry, error in refused:
-            entry.tries += alone
-            pause = 0.0
-            if alone or entry.tries > _QUICK_TRIES:
-                pause = min(math.ldexp(_FIRST_PAUSE, min(entry.tries - 1, 10)), _LONGEST_PAUSE)
-            # Also without a pause it goes behind those that were refused before it.
-            entry.not_before = self._elapsed() + pause
-            if not any(error.message == known.why for known in self._entries.values()):
+            self._put_off(entry, error, alone=alone)
+        refused.clear()
+
+    def _put_off(self, entry: Entry, error: Exception, *, alone: bool) -> None:
+        """Let an entry wait behind those that were put off before, and report why, each reason once.
+
+        `alone`: this is no outage, since other entries are taken, or it is a bug. Then each wait is longer.
+        """
+        entry.tries += alone
+        pause = 0.0
+        if alone or entry.tries > _QUICK_TRIES:
+            pause = min(math.ldexp(_FIRST_PAUSE, min(entry.tries - 1, 10)), _LONGEST_PAUSE)
+        entry.not_before = self._elapsed() + pause
+        bug = not isinstance(error, Unavailable)
+        failed = f"the journal's entry {entry.stem} cannot be taken: {type(error).__name__}"
+        why = failed if bug else str(error)
+        if not any(why == known.why for known in self._entries.values()):
+            fields = {"entry": entry.stem, "source": entry.source, "error": why}
+            if bug:
+                self._observer.note("error", "journal.entry_failed", **fields)
+            else:
                 name = "journal.entry_refused" if alone else "journal.drain_stopped"
-                self._observer.note(
-                    "warning", name, entry=entry.stem, source=entry.source, error=error.message
-                )
-            self.refused = entry.why = error.message
+                self._observer.note("warning", name, **fields)
+        self.refused = entry.why = why
 
     async def _restore(self, batch: Sequence[Entry]) -> list[VerifiedCallback | JournalUnavailable | None]:
         """Return for each entry its callback, why it cannot be read now, or None when it is gone or damaged."""
