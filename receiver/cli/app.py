@@ -41,7 +41,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "trace": "cli.inspect",
         "route": "cli.inspect",
         "tail": "cli.tail",
-        "audio": "cli.audio",
+        "audio": "cli.inspect",
         "journal": "cli.journal",
     },
     "Act": {

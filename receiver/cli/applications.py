@@ -33,7 +33,7 @@ from receiver.core.submission import SubmissionState, filled
 from receiver.web.views import page, time_of
 
 if TYPE_CHECKING:
-    from receiver.engine.callback_urls import IssuedUrl
+    from receiver.engine.pickups import IssuedUrl
     from receiver.settings.model import Settings, SourceSettings
 
 
@@ -66,7 +66,7 @@ def callback_url(
     as_json: AsJson = False,
 ) -> None:
     """Print the callback URL for a provider. The URL holds credentials: treat it as a secret."""
-    from receiver.engine.callback_urls import issue_callback_url
+    from receiver.engine.pickups import issue_callback_url
 
     settings = load(ctx)
     chosen = settings.source_named(source)
@@ -114,7 +114,7 @@ def _give_out(settings: Settings, made: IssuedUrl, *, as_json: bool) -> None:
 
 
 def _without_token(settings: Settings, source: SourceSettings) -> IssuedUrl:
-    from receiver.engine.callback_urls import issue_callback_url_without_token
+    from receiver.engine.pickups import issue_callback_url_without_token
 
     if source.options.get("require_token"):
         raise UsageError(

@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from receiver.core.errors import UsageError
+
 _START_SECONDS = 10.0
 _STOP_SECONDS = 10.0
 
@@ -261,12 +263,14 @@ def authorities(ca_file: str | None = None) -> ssl.SSLContext:
 def open_client(ca_file: str | None = None) -> httpx2.Client:
     """Return a client with a provider's patience; it follows no redirects and asks no proxy.
 
-    `ca_file` holds more certificate authorities to trust (PEM). Raises `OSError` when it cannot be used.
+    `ca_file` holds more certificate authorities to trust (PEM). Raises `UsageError` when it cannot be used.
     """
     timeout = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-    return httpx2.Client(
-        verify=authorities(ca_file), timeout=timeout, follow_redirects=False, trust_env=False
-    )
+    try:
+        trusted = authorities(ca_file)
+    except OSError:  # ssl.SSLError is one
+        raise UsageError(f"{ca_file} cannot be read, or holds no certificates in PEM form") from None
+    return httpx2.Client(verify=trusted, timeout=timeout, follow_redirects=False, trust_env=False)
 
 
 def _pieces(body: bytes) -> Iterator[bytes]:

@@ -37,8 +37,7 @@ from receiver.core.submission import (
     text_at,
 )
 from receiver.core.work import Pickup
-from receiver.engine.callback_urls import IssuedUrl
-from receiver.engine.pickups import FORMAT_KEYS, new_pickup
+from receiver.engine.pickups import FORMAT_KEYS, IssuedUrl, new_pickup
 from receiver.engine.submissions.allowances import Allowance
 from receiver.engine.submissions.bodies import START, Outgoing, Pace, Stream
 from receiver.engine.submissions.injection import Injection

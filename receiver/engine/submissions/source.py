@@ -8,7 +8,7 @@ from functools import partial
 
 from receiver.core.errors import ConfigError
 from receiver.core.tokens import CallbackTokens
-from receiver.engine.callback_urls import IssuedUrl, issue_callback_url
+from receiver.engine.pickups import IssuedUrl, issue_callback_url
 from receiver.outbound.client import CONNECT_SECONDS, Egress
 from receiver.providers import Adapter, PullProvider
 from receiver.settings.model import Settings, SourceSettings

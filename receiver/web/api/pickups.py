@@ -10,8 +10,15 @@ from starlette.responses import Response
 
 from receiver.core.event_json import Time
 from receiver.core.work import Pickup, PickupAttempt, PickupFilter, PickupState
-from receiver.engine.callback_urls import IssuedUrl, issue_callback_url
-from receiver.engine.pickups import MAX_REF, MAX_SECONDS, checked_format, new_pickup, pollable
+from receiver.engine.pickups import (
+    MAX_REF,
+    MAX_SECONDS,
+    IssuedUrl,
+    checked_format,
+    issue_callback_url,
+    new_pickup,
+    pollable,
+)
 from receiver.settings.model import ApiScope
 from receiver.web.api.lists import Paged, filter_of, page
 from receiver.web.api.operation import Again, Call, Served, operation
