@@ -41,12 +41,7 @@ _Found = partial(Gauge, multiprocess_mode="mostrecent")
 _Summed, _Longest = (partial(Gauge, multiprocess_mode=mode) for mode in ("sum", "max"))
 METRICS: tuple[tuple[Any, str, str, str], ...] = (
     (Counter, "receiver_callbacks", "source answer", "Callbacks by source and answer."),
-    (
-        Counter,
-        "receiver_token_secret_callbacks",
-        "secret",
-        "Proved callbacks by the secret of tokens.secrets, counted from 1, that signed their URL.",
-    ),
+    (Counter, "receiver_token_secret_callbacks", "secret", "Callbacks by the token secret of their URL."),
     (Counter, "receiver_callback_bytes", "source", "Body bytes read."),
     (_Times, "receiver_ack_seconds", "source", "From the first header of a callback to its answer."),
     (Counter, "receiver_attempts", "destination outcome", "Attempts by destination and outcome."),
@@ -56,12 +51,7 @@ METRICS: tuple[tuple[Any, str, str, str], ...] = (
     (_Found, "receiver_due_deliveries", "destination", "Deliveries that are due."),
     (_Found, "receiver_oldest_due_age_seconds", "destination", "Age of the oldest due delivery."),
     (_Found, "receiver_dead_deliveries", "destination", "Dead letters."),
-    (
-        _Found,
-        "receiver_destination_failures",
-        "destination",
-        "Failed attempts in a row: what opens the breaker.",
-    ),
+    (_Found, "receiver_destination_failures", "destination", "Failed attempts in a row."),
     (_Found, "receiver_destination_held", "destination state", "1 for the state that holds its deliveries."),
     (Counter, "receiver_pickup_attempts", "source outcome", "Attempts of pickups by source and outcome."),
     (Counter, "receiver_pickups", "source state", "Pickups that ended, by source and state."),
@@ -69,12 +59,7 @@ METRICS: tuple[tuple[Any, str, str, str], ...] = (
     (_Found, "receiver_oldest_due_pickup_age_seconds", "source", "Age of the oldest due pickup."),
     (Counter, "receiver_submissions", "source request outcome", "Calls of applications to providers."),
     (Counter, "receiver_submission_bytes", "source", "Body bytes of these calls that were passed on."),
-    (
-        _Times,
-        "receiver_submission_seconds",
-        "source",
-        "From the head of such a call to the end of its answer.",
-    ),
+    (_Times, "receiver_submission_seconds", "source", "From a call's head to the end of its answer."),
     (_Summed, "receiver_journal_depth", "", "Callbacks waiting in the journal."),
     (_Longest, "receiver_journal_oldest_age_seconds", "", "Age of the oldest callback in the journal."),
     (_Found, "receiver_disk_free_bytes", "setting", "Room where the folder of a setting lies."),

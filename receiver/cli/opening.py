@@ -68,7 +68,12 @@ async def _opened(part: P, opening: Callable[[], Awaitable[object]]) -> AsyncIte
 
 def opened_store(settings: Settings) -> AbstractAsyncContextManager[Store]:
     """Open the store that is there already. Raises `NotFound` when there is none yet, `StoreUnavailable`."""
-    store = _existing_store(settings)
+    from receiver.app.wiring import build_store
+    from receiver.settings.load import sqlite_path
+
+    store = build_store(settings)
+    if not store.shared and not os.path.exists(path := sqlite_path(settings)):
+        raise NotFound(f"there is no store at {path} yet: `receiver serve` makes it (or name its --config)")
     return _opened(store, store.open)
 
 
@@ -112,19 +117,6 @@ def read_file(path: str | os.PathLike[str], otherwise: str = "") -> bytes:
             return file.read()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}{otherwise}") from None
-
-
-def _existing_store(settings: Settings) -> Store:
-    from receiver.app.wiring import build_store
-    from receiver.settings.load import sqlite_path
-
-    store = build_store(settings)
-    if store.shared:
-        return store
-    path = sqlite_path(settings)
-    if not os.path.exists(path):
-        raise NotFound(f"there is no store at {path} yet: `receiver serve` makes it (or name its --config)")
-    return store
 
 
 def existing_journal(settings: Settings, *, otherwise: str) -> str:

@@ -360,7 +360,7 @@ class _Blame:
             place = place[:-1]  # what is there is the section, by a wrong name perhaps
         where = ".".join(place)
         names = [n for path, n in self._variables.items() if path == where or path.startswith(f"{where}.")]
-        if not names or _has(self._written, place):
+        if not names or _at(self._written, place) is not None:
             return problem
         *above, last = place
         siblings = _at(self._known, above) if problem.message == "is missing" else None
@@ -378,10 +378,6 @@ def _at(table: Any, place: Sequence[str]) -> Any:
     for part in place:
         table = table.get(part) if isinstance(table, Mapping) else None
     return table
-
-
-def _has(table: Any, place: Sequence[str]) -> bool:
-    return _at(table, place) is not None
 
 
 def own_settings(model: type[T], section: SourceSettings | DestinationSettings) -> T:
