@@ -24,12 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from receiver.core.destinations import DestinationState, DestinationStatus
 from receiver.core.errors import SenderError, WrongSource
-from receiver.core.observe import (
-    AttemptReport,
-    CallbackReport,
-    PickupReport,
-    SubmissionReport,
-)
+from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
 from receiver.core.work import Due, OutcomeKind, StoreStats
 from receiver.system.files import free_bytes
 

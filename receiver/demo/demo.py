@@ -24,15 +24,7 @@ from receiver.demo import deapi, deepgram
 from receiver.demo.deepdub import BASE_PATH
 from receiver.demo.playht import API
 from receiver.demo.serving import Callback, open_client, sample_audio, send
-from receiver.demo.stage import (
-    Line,
-    NotAsPromised,
-    Stage,
-    answer_of,
-    fresh_folder,
-    leave,
-    set_stage,
-)
+from receiver.demo.stage import Line, NotAsPromised, Stage, answer_of, fresh_folder, leave, set_stage
 
 _OVERDUE_SECONDS = 2
 

@@ -18,11 +18,7 @@ from psycopg.pq import Conninfo, Format
 from psycopg.types.string import BytesBinaryDumper, StrDumperUnknown
 
 from receiver.core.errors import ConfigError, StoreUnavailable, StoreUnusable
-from receiver.storage.store.statements import (
-    ADVICE,
-    migrations,
-    unfit,
-)
+from receiver.storage.store.statements import ADVICE, migrations, unfit
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen

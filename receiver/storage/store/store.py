@@ -17,13 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from receiver.core.clock import wall_clock
 from receiver.core.destinations import PLAIN, SendingRules
 from receiver.core.errors import StoreUnavailable
-from receiver.core.work import (
-    BulkOperation,
-    Claimed,
-    ClaimedPickup,
-    StoreStats,
-    TakenOver,
-)
+from receiver.core.work import BulkOperation, Claimed, ClaimedPickup, StoreStats, TakenOver
 from receiver.storage.store import destinations as destination_rows
 from receiver.storage.store import events as event_rows
 from receiver.storage.store import pickups as pickup_rows
