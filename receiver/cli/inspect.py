@@ -103,6 +103,7 @@ def events(
 ) -> None:
     """List events, or show one."""
     from receiver.web.api import events as api
+    from receiver.web.api.lists import refuse_unconfigured
 
     settings = load_to_look(ctx)
     wanted: dict[str, Any] = {"source": source, "type": type_, "ref": ref, "job_id": job}
@@ -113,7 +114,9 @@ def events(
     elif event_id is not None:
         _show_event(settings, event_id, wide=wide, as_json=as_json)
     elif follow:
-        asyncio.run(_follow(settings, api.search_of(api.EventQuery(**wanted)), as_json=as_json))
+        query = api.EventQuery(**wanted)
+        refuse_unconfigured(settings, query)
+        asyncio.run(_follow(settings, api.search_of(query), as_json=as_json))
     else:
         found = listed(settings, api.listed, limit, since=since(since_), **wanted)
         print_list(_EVENTS, found, wide=wide, as_json=as_json)

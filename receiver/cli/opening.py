@@ -239,8 +239,7 @@ def listed(settings: Settings, operation: Operation, limit: int, **filters: Any)
 
     found = ask(settings, read)
     if not found:
-        from receiver.web.api.lists import KNOWN, refuse_unknown
+        from receiver.web.api.lists import refuse_unconfigured
 
-        for name in KNOWN.keys() & filters.keys():
-            refuse_unknown(settings, name, filters[name])
+        refuse_unconfigured(settings, operation.query(**filters))
     return found

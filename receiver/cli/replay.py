@@ -148,7 +148,6 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Send events again. Also for the first time, to destinations that they have no delivery to."""
-    from receiver.web.api.lists import refuse_unknown
     from receiver.web.api.operations import NewReplay, refuse_contradictions
 
     wanted = NewReplay(
@@ -165,7 +164,6 @@ def replay(
     )
     refuse_contradictions(wanted, words="--to, --dead, --destination, --source, --type, --since and --until")
     settings = load(ctx)
-    refuse_unknown(settings, "destination", wanted.to)
     _tell(
         asyncio.run(_named(settings, wanted) if ids else _fitting(settings, wanted, yes=yes)), as_json=as_json
     )
@@ -191,16 +189,12 @@ async def _fitting(settings: Settings, wanted: NewReplay, *, yes: bool) -> Repla
     from receiver.app.wiring import build_router
     from receiver.core.observe import Observers
     from receiver.engine.bulk import BulkWorker
-    from receiver.web.api.lists import refuse_unknown
     from receiver.web.api.operations import make_replay
 
     async with opened_store(settings) as store:
         done: Replayed = await called(store, settings, make_replay, body=changed(wanted, dry_run=True))
         operation, does = done.operation, "added" if wanted.to else "replayed"
         if operation is None:
-            for name in ("source", "destination", "type"):
-                if not done.left_alone:
-                    refuse_unknown(settings, name, getattr(wanted, name))
             return changed(done, dry_run=wanted.dry_run)
         would = changed(done, **{does: operation.total})
         if wanted.dry_run:

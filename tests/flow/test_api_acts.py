@@ -134,6 +134,8 @@ async def test_what_failed_by_a_fault_of_receiver_is_done_when_it_is_asked_again
         ({"to": "nowhere"}, "there is: app"),
         ({"destination": "nowhere"}, "there is: app"),
         ({"state": "pending"}, "state: "),
+        ({"source": "deepgrm"}, "did you mean deepgram?"),
+        ({"type": "nothing.*"}, "there is no event type"),
     ],
 )
 async def test_a_replay_that_contradicts_itself_is_refused_by_name(

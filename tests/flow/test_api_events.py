@@ -200,7 +200,7 @@ async def test_a_cursor_that_the_database_has_not_come_to_is_refused_with_what_t
 
 FILTERS: list[tuple[dict[str, str], set[str]]] = [
     ({"type": "speech.*"}, {"audio"}),
-    ({"type": "nothing.*"}, set()),
+    ({"type": "media.*"}, set()),
     ({"job_id": "text"}, {"text"}),
     ({"provider": "deepgram", "source": "deepgram"}, {"audio", "text"}),
     ({"source": "deapi"}, set()),
@@ -218,6 +218,8 @@ REFUSED = [
     ("state=lost", "state"),
     ("min_bytes=-1", "min_bytes"),
     ("sauce=1", "sauce"),
+    ("type=speech.complete", "did you mean speech.completed?"),
+    ("type=nothing.*", "there is no event type"),
 ]
 
 

@@ -124,6 +124,7 @@ def test_a_new_destination_is_given_what_was_recorded_before(house: House, unwan
     ],
 )
 def test_what_cannot_be_meant_is_told(house: House, words: list[str], told: str) -> None:
+    house.run("migrate")
     said = house.run("replay", *words)
     assert said.status == 2
     assert told in said.err

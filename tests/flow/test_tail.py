@@ -201,18 +201,20 @@ async def test_what_is_forwarded_has_the_bytes_of_the_stream_and_is_signed(up: R
 
 
 @pytest.mark.parametrize(
-    ("token", "after", "told"),
+    ("token", "query", "after", "told"),
     [
-        ("wrong", None, r"401: send one of api\.tokens"),
-        (TOKEN, "99999.evt_1", r"409: .* Begin again at 0\.evt_0"),
+        ("wrong", {}, None, r"401: the token is none of api\.tokens"),
+        (TOKEN, {}, "99999.evt_1", r"409: .* Begin again at 0\.evt_0"),
+        (TOKEN, {"source": "deepgrm"}, None, r"400: .* did you mean deepgram\?"),
+        (TOKEN, {"type": "nothing.*"}, None, r"400: there is no event type"),
     ],
 )
 async def test_what_trying_again_does_not_mend_ends_the_tail_with_what_to_do(
-    up: Running, token: str, after: str | None, told: str
+    up: Running, token: str, query: dict[str, str], after: str | None, told: str
 ) -> None:
     def read() -> None:
         with client(token) as http:
-            next(tail.follow(http, up.base, {}, after=after))
+            next(tail.follow(http, up.base, query, after=after))
 
     with pytest.raises(UsageError, match=told):
         await asyncio.to_thread(read)

@@ -46,7 +46,8 @@ class Access:
         scheme, _, secret = authorization[0].partition(" ") if len(authorization) == 1 else ("", "", "")
         found = self.holder(secret.strip()) if scheme.lower() == "bearer" and secret.strip() else None
         if found is None:
-            raise Refused(401, "send one of api.tokens as `Authorization: Bearer …`", _CHALLENGE)
+            wrong = "the token is none of api.tokens: " if scheme.lower() == "bearer" else ""
+            raise Refused(401, f"{wrong}send one of api.tokens as `Authorization: Bearer …`", _CHALLENGE)
         if scope not in found.scopes:
             raise Refused(403, f'the token {found.name} lacks the scope: add "{scope}" to its scopes')
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -45,10 +45,12 @@ class Paged(Struct, forbid_unknown_fields=True, frozen=True):
 def filter_of(query: Struct, kind: type[S], **made: Any) -> S:
     """Return the filter that a query asks for by fields of the same names: times in milliseconds, and the types that fit `type`.
 
-    `made` are fields whose values are made otherwise.
+    `made` are fields whose values are made otherwise. Raises `UsageError` for a `type` that there is not: nothing fits it, ever.
     """
     values = {name: getattr(query, name, None) for name in kind.__struct_fields__}
-    if "types" in values and (pattern := getattr(query, "type", None)) is not None:
+    pattern = getattr(query, "type", None)
+    refuse_unknown("event type", pattern, EVENT_TYPES)
+    if "types" in values and pattern is not None:
         values["types"] = fitting_types(pattern)
     given = {name: millis(value) if isinstance(value, datetime) else value for name, value in values.items()}
     return kind(**{name: value for name, value in given.items() if value is not None} | made)
@@ -91,17 +93,19 @@ def page(found: Found[T]) -> Page[T]:
     return Page(items=found, next=found.after)
 
 
-KNOWN: Mapping[str, Callable[[Settings], Collection[str]]] = {
-    "source": lambda settings: settings.sources,
-    "destination": lambda settings: settings.destinations,
-    "type": lambda _: EVENT_TYPES,
-}
-"""What a filter by name may be."""
-
-
-def refuse_unknown(settings: Settings, what: str, pattern: str | None) -> None:
+def refuse_unknown(what: str, pattern: str | None, known: Collection[str]) -> None:
     """Raise `UsageError` for a name, or a pattern of names, that fits nothing."""
-    known = KNOWN[what](settings)
     if pattern is not None and not fnmatch.filter(known, pattern):
         there = did_you_mean(pattern, known) or f"there is: {', '.join(sorted(known)) or 'none'}"
-        raise UsageError(f"there is no {'event type' if what == 'type' else what} {pattern[:100]!r}; {there}")
+        raise UsageError(f"there is no {what} {pattern[:100]!r}; {there}")
+
+
+def refuse_unconfigured(settings: Settings, query: Struct) -> None:
+    """Raise `UsageError` where a query names a source or a destination that the settings lack.
+
+    Events about a destination have its name for a source.
+    """
+    source = getattr(query, "source", None)
+    if not fnmatch.filter(settings.destinations, source or ""):
+        refuse_unknown("source", source, settings.sources)
+    refuse_unknown("destination", getattr(query, "destination", None), settings.destinations)

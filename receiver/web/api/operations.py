@@ -12,7 +12,7 @@ from receiver.core.explain import PARKED
 from receiver.core.work import BulkKind, BulkOperation, DeliveryState, Selection
 from receiver.engine.bulk import find_named, plan, replay
 from receiver.settings.model import ApiScope
-from receiver.web.api.lists import Moment, Paged, filter_of, page, refuse_unknown
+from receiver.web.api.lists import Moment, Paged, filter_of, page, refuse_unconfigured, refuse_unknown
 from receiver.web.api.operation import Again, Call, operation
 from receiver.web.views import Page
 
@@ -101,7 +101,7 @@ async def make_replay(call: Call[None, NewReplay]) -> Replayed:
     wanted = call.body
     refuse_contradictions(wanted)
     for name in (wanted.to, wanted.destination):
-        refuse_unknown(call.settings, "destination", name)
+        refuse_unknown("destination", name, call.settings.destinations)
     if wanted.ids is None:
         return await _begin(call, *selected(wanted))
     found = await find_named(call.store, build_router(call.settings), wanted.ids, wanted.to)
@@ -141,6 +141,8 @@ async def _begin(
     router, wanted, by = build_router(call.settings), call.body, call.holder.name
     planned = await plan(call.store, router, kind, chosen, rate=wanted.rate, by=by, now=call.now)
     made = planned.operation
+    if not (made.total or planned.left_alone):
+        refuse_unconfigured(call.settings, wanted)
     if made.total and not wanted.dry_run:
         made = await _run(call, made.id)
     return Replayed(

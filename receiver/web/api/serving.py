@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from receiver.core.errors import UsageError
 from receiver.web.api.access import Access
 from receiver.web.api.acts import act_of, refuse_other
 from receiver.web.api.operation import Again, Operation, Served
@@ -78,9 +79,12 @@ class _Server:
             request=request,
             peer=self._proxies.caller_of(request),
         )
-        if operation.method == "GET":
+        if operation.method != "GET":
+            return await self._act(operation, call, raw)
+        try:
             return await _run(operation, call)
-        return await self._act(operation, call, raw)
+        except UsageError as error:  # nothing but its query can be wrong
+            raise Refused(400, error.message) from None
 
     async def _act(self, operation: Operation, call: Served[Any, Any], raw: bytes) -> Response:
         """Note who does what, then do it; what has the key of an earlier request is not done twice."""

@@ -16,7 +16,7 @@ from receiver.core.event import EventSearch, Place
 from receiver.engine.following import followed, newest_place
 from receiver.settings.model import ApiScope
 from receiver.web.api.events import StreamQuery
-from receiver.web.api.lists import cursor_of, filter_of, known_place
+from receiver.web.api.lists import cursor_of, filter_of, known_place, refuse_unconfigured
 from receiver.web.api.operation import Served, operation
 from receiver.web.api.problems import Refused
 
@@ -39,6 +39,7 @@ async def events(call: Served[StreamQuery, None]) -> StreamingResponse:
     if len(_open) >= MOST:
         raise Refused(503, f"{MOST} streams are open in this process", {"retry-after": "5"})
     query = call.query
+    refuse_unconfigured(call.settings, query)  # nobody is to wait for what never comes
     given = call.request.headers.get("last-event-id") or query.after
     place = await known_place(call.store, given) or await newest_place(call.store)
     search = filter_of(query, EventSearch, after=place, limit=_PAGE)
