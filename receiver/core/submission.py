@@ -12,7 +12,9 @@ from urllib.parse import unquote_plus
 import msgspec
 from msgspec import Struct
 
-from receiver.core.callback import expectation_of
+from receiver.core.callback import Head, MemoryBody, TokenClaims, VerifiedCallback, expectation_of
+from receiver.core.event import EventDraft
+from receiver.core.work import Pickup
 
 
 def text_at(raw: bytes, place: str, *, most: int = 500) -> str | None:
@@ -21,9 +23,13 @@ def text_at(raw: bytes, place: str, *, most: int = 500) -> str | None:
         value = msgspec.json.decode(raw)
         for name in place.split("."):
             value = value[int(name) if isinstance(value, list) else name]
-        if isinstance(value, str) and 0 < len(value) <= most and value.isascii() and value.isprintable():
-            return value
+        return value if is_name(value, most) else None
     return None
+
+
+def is_name(value: Any, most: int = 500) -> bool:
+    """Tell whether a value may be a job's id, or another name."""
+    return isinstance(value, str) and 0 < len(value) <= most and value.isascii() and value.isprintable()
 
 
 def filled(template: Any, values: Mapping[str, str]) -> Any:
@@ -68,6 +74,7 @@ def headers_out(
     headers: Sequence[tuple[str, str]], token_header: str, ours: Mapping[str, str]
 ) -> list[tuple[str, str]]:
     """Return the headers of a request as they are passed on, with `ours` and without the application's token."""
+    ours = {name.lower(): value for name, value in ours.items()}
     kept = [
         (name, value)
         for name, value in headers
@@ -150,6 +157,29 @@ class Submission(Struct, frozen=True, kw_only=True):
     def expectation(self) -> str:
         """The `key` of the pickup that watches for its callback."""
         return expectation_of(self.token_id or "")
+
+    @property
+    def draft(self) -> EventDraft:
+        """What tells whose it is to an erasure that finds it in a journal."""
+        key, at = self.id, self.updated_at
+        return EventDraft(type="", idempotency_key=key, ref=self.ref, job_id=self.job_id, occurred_at=at)
+
+
+ENDED = "submission"
+"""The proof of an entry of the journal that is what a submission came to."""
+
+
+def as_entry(ended: Submission, pickup: Pickup | None) -> VerifiedCallback:
+    """Return what a submission came to, and the pickup of its result, as an entry of the journal."""
+    head = Head(source=ended.source, method="", headers=(), received_at=ended.updated_at)
+    claims = TokenClaims(source=ended.source, token_id="", ref=ended.ref)
+    body = MemoryBody(msgspec.json.encode((ended, pickup)))
+    return VerifiedCallback(head=head, claims=claims, proofs=frozenset((ENDED,)), body=body)
+
+
+def ended_in(entry: VerifiedCallback) -> tuple[Submission, Pickup | None]:
+    """Return what such an entry says."""
+    return msgspec.json.decode(entry.body.load(), type=tuple[Submission, Pickup | None])
 
 
 class Usage(Struct, frozen=True, order=True):

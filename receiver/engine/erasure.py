@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import MalformedCallback
 from receiver.core.event import EventDraft, new_id, scope, scoped
 from receiver.core.retention import CallbackKeys, Erasure, Subject, SubjectKind, Traces
+from receiver.core.submission import ENDED, Submission, SubmissionState, ended_in
 from receiver.providers import PushProvider
 from receiver.storage.blobs import Blobs
 from receiver.storage.blobs.keys import with_outlines
@@ -22,10 +24,11 @@ _BATCH = 200
 
 
 class Journaled(Struct, frozen=True, kw_only=True):
-    """A callback of the subject in the journal."""
+    """A callback of the subject in the journal, or what a submission of it came to."""
 
     stem: str
     keys: CallbackKeys
+    submission: Submission | None = None
 
 
 class Removed(Struct, kw_only=True):
@@ -181,6 +184,9 @@ class Eraser:
                     noted=not removed.tombstone,
                 )
             )
+            for submission in [entry.submission for entry in journaled if entry.submission]:
+                # The store does not know its job. One that is open was not sent, and is removed.
+                await self.store.end_submission(replace(submission, state=SubmissionState.OPEN))
             # The keys are kept from now on: neither the journal nor the provider can bring the data back.
             dropped = 0
             if self._journal is not None:
@@ -213,7 +219,8 @@ class Eraser:
         self, subject: Subject, traces: Traces, stem: str, callback: VerifiedCallback
     ) -> Journaled | None:
         """Return a journaled callback if its provider's adapter reads the subject in it, else None."""
-        draft = self._draft(callback)
+        submission = ended_in(callback)[0] if ENDED in callback.proofs else None
+        draft = submission.draft if submission else self._draft(callback)
         if draft is None:
             mine = subject.kind is SubjectKind.REF and callback.ref == subject.key
             key, second_key = f"journal:{stem}", None
@@ -226,7 +233,7 @@ class Eraser:
             second_key=second_key,
             event_id=new_id("evt", callback.head.received_at),
         )
-        return Journaled(stem=stem, keys=keys) if mine else None
+        return Journaled(stem=stem, keys=keys, submission=submission) if mine else None
 
     def _draft(self, callback: VerifiedCallback) -> EventDraft | None:
         provider = self._providers.get(callback.source)

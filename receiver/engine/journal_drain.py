@@ -11,9 +11,9 @@ from receiver.core.callback import VerifiedCallback
 from receiver.core.errors import IgnoredCallback, JournalUnavailable, Unavailable, reason_of
 from receiver.core.event import Recorded, RecordStatus
 from receiver.core.observe import Observer
+from receiver.core.submission import ENDED, SubmissionState, ended_in
 from receiver.engine.erasure import drop_erased
 from receiver.engine.recorder import Recorder, normalized, parked
-from receiver.engine.submissions.passing import ENDED
 from receiver.engine.submissions.passing import Parts as SubmissionParts
 from receiver.providers import PushProvider
 from receiver.storage.journal import Entry, Journal
@@ -92,7 +92,10 @@ class JournalDrain(BackgroundPart):
         Raises `Unavailable` while the outage goes on, `OSError` or `MemoryError` when it cannot be read for now.
         """
         if ENDED in callback.proofs:
-            await self._submissions.take_back(callback)
+            submission, pickup = ended_in(callback)
+            if await drop_erased(self._store, self._secrets, callback, submission.draft):
+                submission, pickup = replace(submission, state=SubmissionState.OPEN), None  # so it is removed
+            await self._submissions.commit(submission, pickup)
             return None
         provider = self._providers[callback.source]
         if callback.claims is not None and callback.claims.unread:

@@ -177,8 +177,3 @@ class ProviderApi:
     """The headers that authenticate receiver; empty while a key is missing."""
     secret: str = field(default="", repr=False)
     """What else the callback shall carry as a proof."""
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """What every request has in place of the caller's."""
-        return {name.lower(): value for name, value in self.auth.items()} | dict(self.table.headers)

@@ -93,9 +93,7 @@ class _Caller:
 
 
 async def _send(answer: Answer, send: Send, caller: _Caller) -> None:
-    lines = [
-        (name.encode("latin-1"), value.encode("utf-8", "surrogateescape")) for name, value in answer.headers
-    ]
+    lines = [(k.encode("latin-1"), v.encode("utf-8", "surrogateescape")) for k, v in answer.headers]
     await send({"type": "http.response.start", "status": answer.status, "headers": lines})
     last = b""
     async for piece in answer.body:

@@ -20,9 +20,10 @@ import pytest
 from pydantic import SecretStr
 
 from receiver.core.errors import StoreUnavailable, SubmissionRefused
-from receiver.core.retention import Subject, SubjectKind
+from receiver.core.retention import Subject, SubjectKind, Traces
 from receiver.core.submission import SubmissionFilter
 from receiver.core.work import PickupFilter
+from receiver.engine.erasure import FoundOf
 from receiver.engine.submissions import OPEN_SECONDS
 from receiver.engine.submissions.allowances import Allowance
 from receiver.engine.submissions.bodies import Pace
@@ -461,6 +462,36 @@ async def test_what_the_store_could_not_take_after_the_sending_is_recorded_after
                 while not await up.receiver.store.submissions(SubmissionFilter(job_id="job-1")):
                     await asyncio.sleep(0)
             assert (await up.client.get(f"{JOBS}/job-1", headers=BEARER)).status_code == 200
+
+
+@pytest.mark.parametrize("here", [True, False])
+async def test_erasing_a_job_takes_what_the_journal_keeps_of_its_submission(
+    here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another machine's journal keeps it: then as soon as that is drained."""
+
+    async def gone(*ended: object) -> None:
+        raise StoreUnavailable("gone")
+
+    async with submitting(tmp_path) as (up, _):
+        store, eraser = up.receiver.store, up.receiver.eraser
+        await up.receiver.journal_drain.stop()
+        with monkeypatch.context() as away:
+            away.setattr(store, "end_submission", gone)
+            ref = {"x-receiver-ref": "order-7"}
+            assert (await up.client.post(SPEECH, json={}, headers=BEARER | ref)).status_code == 200
+            assert up.receiver.journal.depth == 1
+            job = Subject(kind=SubjectKind.JOB, key="job-1")
+            found = await eraser.look(job) if here else FoundOf(traces=Traces(), journaled=())
+            assert len(found.journaled) == here
+        if not here:
+            monkeypatch.setattr(eraser, "_journal", None)
+        removed = await eraser.erase(job, found, now=up.receiver.clock())
+        assert removed.journal_entries == here
+        await up.receiver.journal_drain.drain()
+        assert up.receiver.journal.depth == 0
+        assert await store.submissions(SubmissionFilter()) == []
+        assert await store.pickups(PickupFilter()) == []
 
 
 async def test_a_compressed_answer_that_nobody_asked_for_names_its_job(both: Both) -> None:

@@ -31,8 +31,6 @@ __all__ = ["Answer", "Call", "Parts", "Submissions", "SubmitSource"]
 OPEN_SECONDS = 3600
 """Age from which a submission's process must have ended."""
 _SWEEP_SECONDS = 60.0
-_NO_JOB = frozenset(("refused", "not_sent", "replayed"))
-"""Outcomes without a job."""
 
 
 class Submissions(BackgroundPart):
@@ -80,8 +78,8 @@ class Submissions(BackgroundPart):
                 if submission and answer.delivered:
                     with contextlib.suppress(StoreUnavailable):
                         await self.parts.store.deliver_submission(submission.id)
-                if passing and passing.rule.job and report.outcome in _NO_JOB:
-                    passing.allowance.jobs.left += 1
+                if passing and passing.rule.job and report.outcome in ("refused", "not_sent", "replayed"):
+                    passing.allowance.jobs.left += 1  # there is no job
                 report.seconds = time.perf_counter() - began
                 self.parts.observer.submission(report)
 

@@ -15,8 +15,6 @@ from receiver.settings.model import Kind, SubmitSettings, SubmitToken
 from receiver.settings.submitting import Submission
 from receiver.storage.store.store import Store
 
-_DAY = 86_400
-
 
 class _Limit(Struct):
     """A limit for a window of time over all processes. Each process reserves pieces of it in the store, and not each call."""
@@ -60,9 +58,9 @@ class Allowance:
         self.settings = settings
         self._calls = _Limit("calls", "per_minute", settings.per_minute, 60)
         self._reads = _Limit("reads", "reads_per_second", settings.reads_per_second * 10, 10)
-        self.bytes = _Limit("bytes", "bytes_per_day", settings.bytes_per_day, _DAY, pieces=250)
+        self.bytes = _Limit("bytes", "bytes_per_day", settings.bytes_per_day, 86_400, pieces=250)
         """Counted as they come: whoever reads a body takes them from `left`."""
-        self.jobs = _Limit("jobs", "jobs_per_day", settings.jobs_per_day, _DAY, pieces=250)
+        self.jobs = _Limit("jobs", "jobs_per_day", settings.jobs_per_day, 86_400, pieces=250)
         self.under_way = 0
         self._reserving: asyncio.Task[None] | None = None
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from receiver.core.callback import Head, MemoryBody, TokenClaims, VerifiedCallback, split_media_type
+from receiver.core.callback import split_media_type
 from receiver.core.errors import (
     JournalUnavailable,
     MalformedCallback,
@@ -30,9 +30,11 @@ from receiver.core.submission import (
     Submission,
     SubmissionFilter,
     SubmissionState,
+    as_entry,
     filled,
     headers_back,
     headers_out,
+    is_name,
     names_in,
     text_at,
 )
@@ -55,15 +57,12 @@ if TYPE_CHECKING:
     from receiver.outbound.streams import Incoming
 
 UNKNOWN = "the provider may have the job, and its answer did not come whole; its callback is expected"
-ENDED = "submission"
-"""The proof of an entry of the journal that is what a submission came to."""
 _LOOK_SECONDS = 0.25
 """Between two looks at a submission that another call waits for."""
 _MOST_SECONDS = 65.0
 """The longest wait for an answer, for a caller who asks the provider to wait."""
 _KEPT_BYTES = 2 * START
 """The most of an answer, headers and body, that is kept for repeats."""
-_MOST_URL = 8192
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -132,19 +131,11 @@ class Parts(Struct, kw_only=True):
         try:
             await self.commit(ended, pickup)
         except StoreUnavailable as error:
-            head = Head(source=ended.source, method="", headers=(), received_at=ended.updated_at)
-            claims = TokenClaims(source=ended.source, token_id="", ref=ended.ref)
-            body = MemoryBody(msgspec.json.encode((ended, pickup)))
-            entry = VerifiedCallback(head=head, claims=claims, proofs=frozenset((ENDED,)), body=body)
             try:
-                await self.journal.keep(entry, key=ended.id, reason=error.message)
+                await self.journal.keep(as_entry(ended, pickup), key=ended.id, reason=error.message)
             except JournalUnavailable as full:
                 facts = {"submission_id": ended.id, "job_id": ended.job_id, "reason": full.message}
                 self.observer.note("error", "submit.not_recorded", **facts)
-
-    async def take_back(self, entry: VerifiedCallback) -> None:
-        """Write what the journal kept. Raises `StoreUnavailable`."""
-        await self.commit(*msgspec.json.decode(entry.body.load(), type=tuple[Submission, Pickup | None]))
 
 
 class Repeated(Exception):
@@ -198,11 +189,8 @@ class Passing(Struct):
         """Raise `SubmissionRefused` unless this is a job of the application; `where` says how the call names it."""
         of, source = self.allowance.settings.name, self.call.source
         wanted = SubmissionFilter(application=of, source=source, job_id=job_id, limit=1)
-        is_text = isinstance(job_id, str) and job_id.isascii() and job_id.isprintable()
-        if not (is_text and await self.parts.store.submissions(wanted)):
+        if not (is_name(job_id) and await self.parts.store.submissions(wanted)):
             raise SubmissionRefused(404, f"{where}no job of this application has this id")
-
-    # ------------------------------------------------------------ the request
 
     async def _make(self, job: SubmissionJob) -> str:
         """Make the request of a job, and return its query. Raises `SubmissionRefused`, `SenderError`."""
@@ -267,13 +255,11 @@ class Passing(Struct):
         self.report.bytes_in += size
         self.allowance.bytes.left -= size
 
-    # ------------------------------------------------------------ never twice
-
     async def _begin(self) -> None:
         """Commit the job's row, token and expectation before sending. Raises `Repeated`, `StoreUnavailable`, `SubmissionRefused`."""
         call, digest, now = self.call, self.body.digest, self.parts.clock()
         key = call.header("idempotency-key") or None
-        if key is not None and not (len(key) <= 255 and key.isascii() and key.isprintable()):
+        if key is not None and not is_name(key, 255):
             raise SubmissionRefused(422, "an Idempotency-Key has 1 to 255 visible characters")
         claims, expectation = (self.issued.claims, self.issued.expectation) if self.issued else (None, None)
         new = Submission(
@@ -319,8 +305,6 @@ class Passing(Struct):
         headers.append(("x-receiver-replayed", "1"))
         return Answer(earlier.status or 200, headers, once(body))
 
-    # ------------------------------------------------------------ the exchange
-
     async def _exchange(self, query: str) -> Incoming:
         """Send the request; return the head of its answer. Raises `SubmissionRefused` when none came, and for a redirect."""
         call, api, upstream, content = self.call, self.source.api, self.source.upstream, self.body.content
@@ -328,7 +312,8 @@ class Passing(Struct):
         if isinstance(place, str):
             raise SubmissionRefused(404, place)
         patience = _patience(call.header("prefer"), self.parts.settings.answer_seconds)
-        headers = headers_out(call.headers, api.table.header, {**api.headers, **self.body.headers})
+        ours = {**api.auth, **api.table.headers, **self.body.headers}
+        headers = headers_out(call.headers, api.table.header, ours)
         self.began = True
         try:
             async with asyncio.timeout(CONNECT_SECONDS + patience) as limit:
@@ -368,8 +353,6 @@ class Passing(Struct):
         except Exception as error:
             self.error = error
             raise
-
-    # ------------------------------------------------------------ the answer
 
     def _passed_back(self, reply: Incoming, start: bytes = b"") -> Answer:
         """Return a provider's answer, of which `start` was read."""
@@ -430,7 +413,7 @@ class Passing(Struct):
         table = self.source.api.table
         here = f"{self.parts.settings.url}/submit/{self.call.source}{table.folder}"
         for place in job.rewrite:
-            url = text_at(raw, place, most=_MOST_URL)
+            url = text_at(raw, place, most=8192)
             if url is not None and url.startswith(f"{table.base}/"):
                 for said in (url, url.replace("/", "\\/")):  # PHP escapes each slash
                     raw = raw.replace(f'"{said}"'.encode(), f'"{here}{url[len(table.base) :]}"'.encode())
