@@ -119,10 +119,13 @@ async def test_the_node_sample_takes_what_is_signed_once_and_refuses_the_rest(tm
 
 def test_no_sample_imports_anything_of_receiver() -> None:
     texts = [
-        place.read_text("utf-8") for end in ("py", "mjs", "go", "java") for place in SAMPLES.rglob(f"*.{end}")
+        place.read_text("utf-8")
+        for end in ("py", "mjs", "go", "java", "rb")
+        for place in SAMPLES.rglob(f"*.{end}")
     ]
-    imports = [line for text in texts for line in text.splitlines() if re.match(r"\s*(import|from)\b", line)]
-    assert len(texts) == 5
+    begins = re.compile(r"\s*(import|from|require)\b")
+    imports = [line for text in texts for line in text.splitlines() if begins.match(line)]
+    assert len(texts) == 6
     assert [line for line in imports if "receiver" in line] == []
 
 
@@ -167,3 +170,9 @@ async def test_the_java_sample(tmp_path: Path) -> None:
     copied = ["dependency:copy-dependencies", "-DoutputDirectory=target/jars"]
     await run("mvn", "--quiet", "--batch-mode", "compile", *copied, env={}, cwd=folder)
     await refuses_and_takes_once("java", "-cp", "target/classes:target/jars/*", "Sample", cwd=folder)
+
+
+@pytest.mark.soak
+async def test_the_ruby_sample() -> None:
+    need("ruby")
+    await refuses_and_takes_once("ruby", str(SAMPLES / "app.rb"))
