@@ -61,6 +61,7 @@ WHERE
 _OFFSET = "(SELECT last FROM event_positions)"
 _DIALECT = Dialect(
     lock="FOR UPDATE OF d SKIP LOCKED",
+    or_rollback="",
     position=f"{_OFFSET} + CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)",
     end=f"{_OFFSET} + CAST(CAST(pg_snapshot_xmax(pg_current_snapshot()) AS TEXT) AS BIGINT)",
     horizon=f"{_OFFSET} + CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS TEXT) AS BIGINT)",

@@ -57,6 +57,7 @@ class Dialect(NamedTuple):
     """A database's own SQL: the texts for these slots in the statements."""
 
     lock: str = ""
+    or_rollback: str = "OR ROLLBACK"
     position: str = "(SELECT last FROM event_positions)"
     end: str = "(SELECT last FROM event_positions)"
     horizon: str = "(SELECT last + 1 FROM event_positions)"

@@ -5,6 +5,8 @@
 --                    statement has no other parameters
 --   {insert: a, b}   after `INSERT INTO table`: (a, b) VALUES (?, ?), (?, ?), …; the same
 --   {lock}           what keeps two claims apart: empty on SQLite, which has one writer; a row lock on PostgreSQL
+--   {or_rollback}    what a refused row undoes: on SQLite the whole transaction, as its callers do anyway. Else SQLite copies
+--                    every page that a statement of many rows changes, to undo that statement alone
 --   {position}       the position of the events that a transaction records
 --   {end}            a position that no event is above
 --   {horizon}        a position below which no transaction still under way can record
@@ -19,7 +21,7 @@
 
 -- name: insert_callbacks
 -- Writes callbacks, and returns those that were not known by one of their keys.
-INSERT INTO callbacks {insert: id, source, idempotency_key, second_key, method, content_type, received_at, body_size,
+INSERT {or_rollback} INTO callbacks {insert: id, source, idempotency_key, second_key, method, content_type, received_at, body_size,
     body_sha256, body, proofs, arrival, event_id, differs}
 ON CONFLICT DO NOTHING
 RETURNING id
@@ -73,7 +75,7 @@ WHERE id = :id
 
 -- name: insert_events
 -- Writes events.
-INSERT INTO events {insert: id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key,
+INSERT {or_rollback} INTO events {insert: id, type, source, provider, job_id, ref, stage, occurred_at, recorded_at, data, blob_key,
     size, duration_ms, routing; position={position}}
 
 -- name: next_position
@@ -203,7 +205,7 @@ LIMIT :limit
 -- name: claim_{table}
 -- Claims the rows that were just selected as due: until the lease ends, nobody else selects them.
 WITH taken {rows: id, claimed_by, due_at, updated_at}
-UPDATE {table}
+UPDATE {or_rollback} {table}
 SET
     state = '{busy}',
     claimed_by = taken.claimed_by,
@@ -216,7 +218,7 @@ WHERE {table}.id = taken.id
 -- Writes what attempts led to, and returns the rows whose claim was still held: a claim that was lost changes nothing. As
 -- COALESCE, here and below: PostgreSQL would read all claimed rows for each, having seen none of them in its statistics.
 WITH settled {rows: id, claimed_by, state, due_at, last_outcome, updated_at{outcome_too}}
-UPDATE {table}
+UPDATE {or_rollback} {table}
 SET
     state = settled.state,
     attempts = {table}.attempts + 1,
@@ -277,7 +279,7 @@ ORDER BY {queue}
 
 -- name: log_{table}
 -- Writes attempts that were made.
-INSERT INTO {log} {insert: {key}, number, started_at, duration_ms, outcome, status, {noted}}
+INSERT {or_rollback} INTO {log} {insert: {key}, number, started_at, duration_ms, outcome, status, {noted}}
 
 -- name: attempts_of_{table}
 -- The attempts of one row, first to last.
@@ -291,7 +293,7 @@ ORDER BY number
 -- name: insert_deliveries
 -- Writes deliveries, due at once, each with what it is ordered by at its destination.
 WITH made {rows: id, event_id, destination, due_at, created_at, updated_at, job, ref}
-INSERT INTO deliveries (id, event_id, destination, due_at, created_at, updated_at, order_key, order_at)
+INSERT {or_rollback} INTO deliveries (id, event_id, destination, due_at, created_at, updated_at, order_key, order_at)
 SELECT
     made.id,
     made.event_id,
