@@ -128,21 +128,15 @@ async def drop_erased(
     return None
 
 
-class Eraser:
+class Eraser(Struct, kw_only=True, eq=False):
     """Finds and removes a subject's data. All its parts must be open. With the journal None, it leaves journals out."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        blobs: Blobs,
-        journal: Journal | None,
-        providers: Mapping[str, PushProvider],
-        secrets: Sequence[str],
-    ) -> None:
-        """`secrets` are the token secrets, oldest first: by the last of them tombstones name their subjects."""
-        self.store, self._blobs, self._journal = store, blobs, journal
-        self._providers, self._secrets = providers, secrets
+    store: Store
+    blobs: Blobs
+    journal: Journal | None
+    providers: Mapping[str, PushProvider]
+    secrets: Sequence[str]
+    """The token secrets, oldest first: by the last of them tombstones name their subjects."""
 
     async def look(self, subject: Subject) -> FoundOf:
         """Return the data of a subject. Raises `StoreUnavailable`, `JournalUnavailable`."""
@@ -155,8 +149,8 @@ class Eraser:
             if entry is not None:
                 journaled.append(entry)
 
-        if self._journal is not None:
-            await self._journal.read(look_at, unreadable=unreadable.append)
+        if self.journal is not None:
+            await self.journal.read(look_at, unreadable=unreadable.append)
         return FoundOf(traces=traces, journaled=tuple(journaled), unreadable=tuple(unreadable))
 
     async def erase(self, subject: Subject, found: FoundOf, *, now: int) -> Removed:
@@ -164,7 +158,7 @@ class Eraser:
 
         Raises `StoreUnavailable`, `BlobsUnavailable`, `JournalUnavailable`: then some of the data may be left.
         """
-        tombstone_id, digest = new_id("tmb", now), subject.digest(self._secrets[-1])
+        tombstone_id, digest = new_id("tmb", now), subject.digest(self.secrets[-1])
         removed = Removed()
         journaled = found.journaled
         while True:
@@ -189,8 +183,8 @@ class Eraser:
                 await self.store.end_submission(replace(submission, state=SubmissionState.OPEN))
             # The keys are kept from now on: neither the journal nor the provider can bring the data back.
             dropped = 0
-            if self._journal is not None:
-                dropped = await self._journal.remove([entry.stem for entry in journaled])
+            if self.journal is not None:
+                dropped = await self.journal.remove([entry.stem for entry in journaled])
             # A journaled callback may have been recorded after the batch looked and before it wrote the keys: look again.
             again, journaled = bool(journaled), ()
             await self._delete([key for key in erased.blob_keys if key not in gone])
@@ -203,17 +197,17 @@ class Eraser:
         if subject.kind is not SubjectKind.REF:
             return ()
         jobs = (Subject(kind=SubjectKind.JOB_OF_REF, key=job, source=of) for of, job in traces.jobs)
-        return tuple(job.digest(self._secrets[-1]) for job in jobs)
+        return tuple(job.digest(self.secrets[-1]) for job in jobs)
 
     async def erased_before(self, subject: Subject) -> int | None:
         """Return when a subject was last erased, None when it never was."""
-        digests = [subject.digest(secret) for secret in self._secrets]
+        digests = [subject.digest(secret) for secret in self.secrets]
         stones = [stone for digest in digests for stone in await self.store.tombstones(digest, limit=1)]
         return max((stone.erased_at for stone in stones), default=None)
 
     async def _delete(self, keys: Sequence[str]) -> None:
         if keys:
-            await self._blobs.delete(with_outlines(keys))
+            await self.blobs.delete(with_outlines(keys))
 
     def _journaled(
         self, subject: Subject, traces: Traces, stem: str, callback: VerifiedCallback
@@ -236,7 +230,7 @@ class Eraser:
         return Journaled(stem=stem, keys=keys, submission=submission) if mine else None
 
     def _draft(self, callback: VerifiedCallback) -> EventDraft | None:
-        provider = self._providers.get(callback.source)
+        provider = self.providers.get(callback.source)
         if provider is None:
             return None
         try:

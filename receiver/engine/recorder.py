@@ -124,39 +124,23 @@ class _Origin(Struct, frozen=True, kw_only=True):
     """Returns the `Arrival` as JSON; None for results that receiver fetched itself."""
 
 
-class Recorder:
+class Recorder(Struct, kw_only=True, eq=False):
     """Stores results: the blob first, then callback, event and deliveries in one transaction."""
 
-    def __init__(
-        self,
-        *,
-        store: Store,
-        blobs: Blobs,
-        bodies: BodyBuffer,
-        router: Router,
-        keys: KeyTemplate,
-        by_job: Collection[str] = (),
-        clock: Callable[[], int],
-        expect: Callable[[Iterable[str]], Callable[[str], None]],
-        wake: Callable[[Iterable[str]], None],
-        wake_pickups: Callable[[str], None],
-    ) -> None:
-        """`expect` is called with the destinations before an event is recorded; the function it returns is called with the
-        event's id afterwards.
-
-        `by_job` names the sources whose callbacks are matched with submissions by job id. `wake` gets the destinations of a
-        pickup's event, `wake_pickups` the source of a new pickup.
-        """
-        self._store = store
-        self._blobs = blobs
-        self._bodies = bodies
-        self._router = router
-        self._keys = keys
-        self._by_job = by_job
-        self._clock = clock
-        self._expect = expect
-        self.wake = wake
-        self._wake_pickups = wake_pickups
+    store: Store
+    blobs: Blobs
+    bodies: BodyBuffer
+    router: Router
+    keys: KeyTemplate
+    by_job: Collection[str] = ()
+    """The sources whose callbacks are matched with submissions by job id."""
+    clock: Callable[[], int]
+    expect: Callable[[Iterable[str]], Callable[[str], None]]
+    """Called with the destinations before an event is recorded; what it returns is called with the event's id afterwards."""
+    wake: Callable[[Iterable[str]], None]
+    """Gets the destinations of a pickup's event."""
+    wake_pickups: Callable[[str], None]
+    """Gets the source of a new pickup."""
 
     # ------------------------------------------------------------ push
 
@@ -172,14 +156,14 @@ class Recorder:
         If the result is still at the provider, this records the callback and a pickup; the event comes with the result.
         `report` has the times for the arrival; None for a callback from the journal.
         """
-        now = self._clock()
+        now = self.clock()
         head, claims, answered = callback.head, callback.claims, None
         if claims is not None and claims.expect_by is not None:
             final = draft.stage is not Stage.PROGRESS
             if final and head.received_at > claims.expect_by:
                 draft = replace(draft, late=True)
             answered = Answered(key=claims.expectation, final=final, job_id=draft.job_id)
-        elif claims is None and head.source in self._by_job:
+        elif claims is None and head.source in self.by_job:
             draft, answered = await self._joined(head.source, draft)
         origin = _Origin(
             source=head.source,
@@ -195,8 +179,8 @@ class Recorder:
         if draft.remote is not None:
             return await self._defer(origin, callback, draft, draft.remote, answered, now)
         recording = await self._recording(origin, draft, new_id("evt", now), now, answered)
-        done = self._expect(recording.destinations)
-        recorded = await self._store.record(recording)
+        done = self.expect(recording.destinations)
+        recorded = await self.store.record(recording)
         if recorded.status is RecordStatus.RECORDED:
             done(recorded.event_id)
         return recorded
@@ -209,9 +193,9 @@ class Recorder:
         under_way = SubmissionFilter(source=source, state=SubmissionState.OPEN, limit=1)
         for _ in range(_JOIN_LOOKS if draft.job_id else 0):
             # Asked first: a submission that ends between the two questions is found by the second.
-            may_be = await self._store.submissions(under_way)
+            may_be = await self.store.submissions(under_way)
             of_job = SubmissionFilter(source=source, job_id=draft.job_id, limit=1)
-            for made in await self._store.submissions(of_job):
+            for made in await self.store.submissions(of_job):
                 final, ref = draft.stage is not Stage.PROGRESS, made.ref if draft.ref is None else draft.ref
                 answered = Answered(key=made.expectation, final=final, job_id=draft.job_id)
                 return replace(draft, ref=ref), answered
@@ -246,16 +230,16 @@ class Recorder:
             updated_at=now,
         )
         row = _row(origin, draft, new_id("cb", now), draft.document)
-        recorded = await self._store.defer(Deferral(callback=row, pickup=pickup, answered=answered))
+        recorded = await self.store.defer(Deferral(callback=row, pickup=pickup, answered=answered))
         if recorded.status is RecordStatus.RECORDED:
-            self._wake_pickups(origin.source)
+            self.wake_pickups(origin.source)
         return recorded
 
     # ------------------------------------------------------------ pull
 
     async def progress(self, provider: PullProvider, pickup: Pickup, draft: EventDraft) -> Recording:
         """Return an event about a job that goes on, to be written with its pickup's settlement. Raises `Unavailable`."""
-        now = self._clock()
+        now = self.clock()
         origin = _pulled(provider.provider, pickup, None, provider.redact)
         return await self._recording(origin, draft, new_id("evt", now), now, None)
 
@@ -264,12 +248,12 @@ class Recorder:
     ) -> Recording:
         """Store a pickup's result; return the event for its settlement. Raises `Unavailable`."""
         origin = _pulled(provider.provider, pickup, body, provider.redact)
-        return await self._recording(origin, draft, pickup.event_id, self._clock(), None)
+        return await self._recording(origin, draft, pickup.event_id, self.clock(), None)
 
     async def overdue(self, provider_name: str, pickup: Pickup, draft: EventDraft) -> Recording:
         """Return the event that ends an expectation whose provider cannot be polled. It is not stored yet."""
         origin = _pulled(provider_name, pickup, None, lambda body: body)
-        return await self._recording(origin, draft, pickup.event_id, self._clock(), None)
+        return await self._recording(origin, draft, pickup.event_id, self.clock(), None)
 
     # ------------------------------------------------------------ both
 
@@ -291,7 +275,7 @@ class Recorder:
             data = event_json.compose(draft, **names, **link, short=True)
         event = _event(origin, draft, event_id, now, data, blob, _milliseconds(link) if link else None)
         row = _row(origin, draft, id_beside("cb", event_id), None if blob else document)
-        destinations, routing = self._router.decided(origin.source, draft.type, data)
+        destinations, routing = self.router.decided(origin.source, draft.type, data)
         return Recording(
             callback=row,
             event=event,
@@ -308,7 +292,7 @@ class Recorder:
         body = origin.body if draft.content is None else MemoryBody(draft.content)
         if draft.audio is not None:
             key = self._blob_key(origin, draft, draft.audio.extension, now)
-            putting = self._blobs.put(key, body, content_type=draft.audio.content_type)
+            putting = self.blobs.put(key, body, content_type=draft.audio.content_type)
             facts = _facts_at_once(body, draft.audio)
             if facts is not None:
                 blob = await putting
@@ -319,7 +303,7 @@ class Recorder:
             return blob, {"audio": (blob, facts)}
         if draft.file is not None:
             key = self._blob_key(origin, draft, draft.file.extension, now)
-            blob = await self._blobs.put(key, body, content_type=draft.file.content_type)
+            blob = await self.blobs.put(key, body, content_type=draft.file.content_type)
             return blob, {draft.file.part: blob}
         return None, {}
 
@@ -328,12 +312,12 @@ class Recorder:
         if draft.document is not None:
             body: MemoryBody | FileBody = MemoryBody(draft.document)
         else:
-            body = await self._bodies.rewrite(origin.body, origin.redact, overlap=_OVERLAP)
+            body = await self.bodies.rewrite(origin.body, origin.redact, overlap=_OVERLAP)
         try:
             is_json = body.prefix.lstrip()[:1] in (b"{", b"[")
             kind, extension = ("application/json", "json") if is_json else ("application/octet-stream", "bin")
             key = self._blob_key(origin, draft, extension, now)
-            return await self._blobs.put(key, body, content_type=kind)
+            return await self.blobs.put(key, body, content_type=kind)
         finally:
             body.discard()
 
@@ -347,7 +331,7 @@ class Recorder:
         at = origin.received_at if now - origin.received_at < _LATE else now
         identity = f"{origin.source}\0{draft.idempotency_key}\0{origin.body.sha256}\0{at // _DAY}"
         name = hashlib.sha256(identity.encode("utf-8", "replace")).hexdigest()[:32]
-        return self._keys.key(source=origin.source, received_at=at, name=f"{name}.{extension}")
+        return self.keys.key(source=origin.source, received_at=at, name=f"{name}.{extension}")
 
 
 def _milliseconds(link: dict[str, Any]) -> int | None:

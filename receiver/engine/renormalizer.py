@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
 from receiver.core import event_json
@@ -39,14 +40,13 @@ async def kept_body(store: Store, blobs: Blobs, event: Event) -> bytes:
     return kept
 
 
-class Renormalizer:
+class Renormalizer(Struct, kw_only=True, eq=False):
     """Reads kept callbacks again."""
 
-    def __init__(
-        self, *, store: Store, blobs: Blobs, recorder: Recorder, providers: Mapping[str, PushProvider]
-    ) -> None:
-        self._store, self._blobs = store, blobs
-        self._recorder, self._providers = recorder, providers
+    store: Store
+    blobs: Blobs
+    recorder: Recorder
+    providers: Mapping[str, PushProvider]
 
     async def again(self, event: Event) -> Recorded | None:
         """Record what today's code makes of an event's callback; return it, None where it is the same or still not understood.
@@ -54,7 +54,7 @@ class Renormalizer:
         Harmless to repeat: the same reading makes no second event. Raises `NotFound` and `UsageError` where nothing can be
         read, `Unavailable`.
         """
-        provider = self._providers.get(event.source)
+        provider = self.providers.get(event.source)
         if provider is None:
             raise UsageError(
                 f"{event.id} came by {event.source}, which is no source of the settings that is called"
@@ -73,19 +73,19 @@ class Renormalizer:
         draft = replace(
             scoped(scope(callback), draft), idempotency_key=key, second_key=None, replaces=event.id
         )
-        recorded = await self._recorder.record(provider, callback, draft)
+        recorded = await self.recorder.record(provider, callback, draft)
         if recorded.status is RecordStatus.GONE:
             raise NotFound(f"{event.id} was erased meanwhile")
         return recorded
 
     async def _callback(self, event: Event) -> VerifiedCallback:
         """Return an event's callback as it was proved. Raises `NotFound`, `UsageError`, `Unavailable`."""
-        kept = await self._store.callback(event.id)
+        kept = await self.store.callback(event.id)
         if kept is None or kept.proofs in ("", ASKED):
             raise UsageError(f"{event.id} came of no callback that is kept")
         if (event.size or 0) > MOST_BYTES:
             raise UsageError(f"the body of {event.id} is larger than {MOST_BYTES} bytes")
-        body = await kept_body(self._store, self._blobs, event)
+        body = await kept_body(self.store, self.blobs, event)
         data = msgspec.json.decode(event.data)
         if (data["audio"] or data["media"]) and hashlib.sha256(body).hexdigest() != kept.body_sha256:
             raise UsageError(f"of the callback of {event.id} only the audio or file in it is kept")

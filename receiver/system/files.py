@@ -98,7 +98,10 @@ def free_bytes(folder: str) -> int:
 
 
 def scarce(folders: Mapping[str, str]) -> dict[str, str]:
-    """Return, by the folders' names, a sentence for each disk that is nearly full; a disk that several are on is told once."""
+    """Return, by the folders' names, a sentence for each disk that is nearly full; a disk that several are on is told once.
+
+    With no room left, engine/intake.py answers callbacks 503, which providers repeat.
+    """
     troubles: dict[int, tuple[str, str]] = {}
     for name, folder in folders.items():
         try:

@@ -118,15 +118,15 @@ async def test_what_is_erased_while_it_is_read_again_does_not_come_back(
     up: Running, monkeypatch: pytest.MonkeyPatch, fetched: bool
 ) -> None:
     old = await parked(up, deapi("first", result_url=RESULT) if fetched else transcript("first"))
-    recorder = up.receiver.renormalizer._recorder
+    recorder = up.receiver.renormalizer.recorder
     record = recorder.record
 
-    async def erased(*args: Any) -> Recorded:
+    async def erased(_: object, *args: Any) -> Recorded:
         subject = Subject(kind=SubjectKind.EVENT, key=old)
         await up.receiver.store.erase(Erasure(subject=subject, tombstone_id="tmb_1", digest="d", now=1))
         return await record(*args)
 
-    monkeypatch.setattr(recorder, "record", erased)
+    monkeypatch.setattr(type(recorder), "record", erased)
     assert "erased" in (await post(up, f"events/{old}/renormalize", status=404))["detail"]
     for listed in ("events", "pickups"):
         assert (await up.client.get(f"/api/v1/{listed}")).json()["items"] == []
