@@ -69,6 +69,7 @@ def tail(
     _refuse_wrong(secret)
     base = remote or own_base(load_to_look(ctx))
     query = {name: value for name, value in (("source", source), ("type", type_)) if value is not None}
+    warn(f"following {base}: events appear as they are recorded; Ctrl-C ends")
     with httpx2.Client(timeout=_READ_SECONDS, headers={"authorization": f"Bearer {token}"}) as client:
         for item in follow(client, base.rstrip("/"), query, after=after, warn=warn):
             if item.kind == "gap":

@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from receiver.web.api import openapi
+from receiver.web.api import descriptions
 from receiver.web.api.problems import problem
 from receiver.web.api.routes import OPERATIONS
 from receiver.web.api.serving import PREFIX, routes
@@ -39,7 +39,7 @@ def create_app(receiver: Receiver, *, intake: bool = True, sessions: Sessions | 
             Route("/metrics", health.metrics),
             objects.route(),
             *routes(receiver, OPERATIONS),
-            *openapi.routes(),
+            *descriptions.routes(),
             *_console(receiver, sessions or sessions_of(receiver.settings)),
         ],
         exception_handlers={404: _not_found, 405: _wrong_method},

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from receiver.core.event import EVENT_TYPES
-from receiver.web.api.asyncapi import asyncapi
-from receiver.web.api.openapi import event_schema, openapi
+from receiver.web.api.descriptions import asyncapi, event_schema, openapi
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -13,7 +13,7 @@ from receiver.core import event_json
 from receiver.core.callback import MemoryBody
 from receiver.core.event import StoredBlob
 from receiver.system.audio.formats import facts as audio_facts
-from receiver.web.api.asyncapi import asyncapi
+from receiver.web.api.descriptions import asyncapi
 from tests.contract.provider_suite import make, prove
 from tests.docs.reading import ROOT
 from tests.support.golden import Case, cases

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from receiver.web.api.openapi import openapi
+from receiver.web.api.descriptions import openapi
 from receiver.web.api.routes import OPERATIONS
 from tests.docs.schemas import DOCS, documents
 

@@ -12,8 +12,7 @@ import pytest
 from starlette.responses import Response
 
 from receiver.core.event import EVENT_TYPES
-from receiver.web.api.asyncapi import asyncapi
-from receiver.web.api.openapi import event_schema, openapi
+from receiver.web.api.descriptions import asyncapi, event_schema, openapi
 from receiver.web.api.operation import Operation
 from receiver.web.api.problems import answer
 from receiver.web.api.routes import OPERATIONS
@@ -152,7 +151,7 @@ async def test_whoever_asks_for_a_document_again_and_again_has_it_encoded_once(
         encoded.append(content)
         return answer(content, **more)
 
-    monkeypatch.setattr("receiver.web.api.openapi.answer", counted)
+    monkeypatch.setattr("receiver.web.api.descriptions.answer", counted)
     async with running(tmp_path, settings_text(tmp_path), work=False) as up:
         for path in ("/openapi.json", "/asyncapi.json", "/schemas/speech.completed.json") * 3:
             assert (await up.client.get(path)).status_code == 200

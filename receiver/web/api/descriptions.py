@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document and the JSON Schemas of events, made from the structs that are served."""
+"""The descriptions for other programs, made from the structs that are served: OpenAPI of the API, JSON Schemas and AsyncAPI of events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from starlette.routing import Route
 from receiver import __version__
 from receiver.core.event import EVENT_TYPES
 from receiver.core.event_json import EventData, EventDocument
-from receiver.web.api.asyncapi import asyncapi
 from receiver.web.api.operation import Operation
 from receiver.web.api.problems import TITLES, Problem, answer, problem
 from receiver.web.api.routes import OPERATIONS
@@ -24,6 +23,11 @@ from receiver.web.views import shown_as
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _PARTS = re.compile(r"\{(\w+)\}")
+_HEADERS = {
+    "webhook-id": "The event's id; the same at each attempt.",
+    "webhook-timestamp": "When this attempt was made, in seconds since 1970.",
+    "webhook-signature": "By Standard Webhooks: `v1,` and base64, one for each secret, separated by blanks.",
+}
 
 
 def routes() -> list[Route]:
@@ -142,3 +146,51 @@ def _success(one: Operation, status: int, of: dict[Any, Any]) -> dict[str, Any]:
     if isinstance(one.gives, str):
         return {"description": "Success", "content": {one.gives: {}}}
     return {"description": "Success", "content": {"application/json": {"schema": of[shown_as(one.gives)]}}}
+
+
+@cache
+def asyncapi() -> dict[str, Any]:
+    """Return the AsyncAPI 3.0 document: the events that applications receive, and the two ways they come.
+
+    https://www.asyncapi.com/docs/reference/specification/v3.0.0
+    """
+    (whole,), schemas = msgspec.json.schema_components(
+        [EventDocument], ref_template="#/components/schemas/{name}"
+    )
+    signed = {name: {"type": "string", "description": does} for name, does in _HEADERS.items()}
+    messages: dict[str, Any] = {
+        one: {"name": one, "payload": {"allOf": [whole, {"properties": {"type": {"const": one}}}]}}
+        for one in EVENT_TYPES
+    }
+    headers = {"type": "object", "properties": signed, "required": list(signed)}
+    delivered = {one: message | {"headers": headers} for one, message in messages.items()}
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": "receiver", "version": __version__},
+        "defaultContentType": "application/json",
+        "channels": {
+            "destination": {
+                "address": None,
+                "description": "The URL of a destination in the settings: each event is a POST, until it is answered 2xx.",
+                "messages": delivered,
+            },
+            "stream": {
+                "address": "/api/v1/stream",
+                "description": "Server-sent events named `event`, each with its cursor as `id`.",
+                "messages": messages,
+            },
+        },
+        "operations": {
+            "deliver": _sent("destination", "POST"),
+            "stream": _sent("stream", "GET"),
+        },
+        "components": {"schemas": schemas},
+    }
+
+
+def _sent(channel: str, method: str) -> dict[str, Any]:
+    return {
+        "action": "send",
+        "channel": {"$ref": f"#/channels/{channel}"},
+        "bindings": {"http": {"method": method, "bindingVersion": "0.3.0"}},
+    }
