@@ -184,7 +184,7 @@ async def test_an_erasure_reaches_the_journal_of_another_process(
 
         async def journaled(name: str) -> None:
             with monkeypatch.context() as outage:
-                outage.setattr(intake._recorder, "record", out)
+                outage.setattr(type(intake._recorder), "record", out)
                 answer = await taking.client.post(
                     sent.path, headers=sent.headers, content=transcript(name).body
                 )

@@ -118,7 +118,7 @@ async def journaled(up: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     async def out(*_: Any) -> None:
         raise StoreUnavailable("the store does not answer")
 
-    monkeypatch.setattr(up.receiver.intake._recorder, "record", out)
+    monkeypatch.setattr(type(up.receiver.intake._recorder), "record", out)
     sent = transcript("journaled")
     answer = await up.client.post(sent.path, headers=sent.headers, content=sent.body)
     assert answer.status_code == 503

@@ -485,7 +485,7 @@ async def test_erasing_a_job_takes_what_the_journal_keeps_of_its_submission(
             found = await eraser.look(job) if here else FoundOf(traces=Traces(), journaled=())
             assert len(found.journaled) == here
         if not here:
-            monkeypatch.setattr(eraser, "_journal", None)
+            monkeypatch.setattr(eraser, "journal", None)
         removed = await eraser.erase(job, found, now=up.receiver.clock())
         assert removed.journal_entries == here
         await up.receiver.journal_drain.drain()
