@@ -20,6 +20,7 @@ import pytest
 import trustme
 
 from receiver.core.submission import SubmissionFilter
+from tests.support.house import receiver
 from tests.support.ports import free_port
 from tests.support.provider_apis import FAL_KEY, KEY, PROVIDERS, SECRET, Stage, provider_apis
 from tests.support.running import BASIC, Running, running
@@ -182,6 +183,21 @@ async def judged(road: Way, told: dict[str, str], without_ref: str = "") -> None
     assert {status for _, status in road.stage.statuses} == {200}
     assert TOKEN not in repr(road.stage.asked)
     assert {name: len(made) for name, made in road.stage.jobs.items() if made} == dict.fromkeys(told, 1)
+
+
+def test_the_snippets_set_the_urls_that_submit_urls_prints(tmp_path: Path) -> None:
+    """So what is printed is known to work, from the snippets that run."""
+    config, base = tmp_path / "receiver.toml", "http://receiver.internal:8090"
+    stage = Stage({name: "https://api.example.com" for name in PROVIDERS})
+    config.write_text(settings(tmp_path, stage, base, "https://app.example.com"))
+    page = PAGE.read_text("utf-8").replace("/ref:order-7", "")
+    rows = receiver("--config", config, "submit-urls", "--json").items
+    assert {row["source"] for row in rows} == set(PROVIDERS)
+    printed = {
+        url for row in rows for text in row["packages"].values() for url in re.findall(r'"(http[^"]*)"', text)
+    }
+    assert len(printed) >= len(rows)
+    assert {url for url in printed if f'"{url}"' not in page} == set()
 
 
 QUICK = ("assemblyai", "fal", "revai")
