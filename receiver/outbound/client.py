@@ -215,6 +215,9 @@ class Egress:
             trust(self._ca_file, self._client_certificate)
         self._resolver = GuardedResolver(self._first_hop, self._resolve)
         self._connections = Connections(self._connect, IDLE_SECONDS)
+        if self._fresh:
+            # What bodies of any length take is loaded now, and not while others are answered.
+            self._session = self._new_session()
 
     async def close(self) -> None:
         """Let go of connections and threads."""

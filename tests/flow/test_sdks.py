@@ -188,7 +188,7 @@ async def judged(road: Way, told: dict[str, str], without_ref: str = "") -> None
 def test_the_snippets_set_the_urls_that_submit_urls_prints(tmp_path: Path) -> None:
     """So what is printed is known to work, from the snippets that run."""
     config, base = tmp_path / "receiver.toml", "http://receiver.internal:8090"
-    stage = Stage({name: "https://api.example.com" for name in PROVIDERS})
+    stage = Stage(dict.fromkeys(PROVIDERS, "https://api.example.com"))
     config.write_text(settings(tmp_path, stage, base, "https://app.example.com"))
     page = PAGE.read_text("utf-8").replace("/ref:order-7", "")
     rows = receiver("--config", config, "submit-urls", "--json").items
