@@ -116,9 +116,8 @@ class Intake:
     async def accept(self, head: Head, receive: Receive) -> Answer:
         """Take one callback: admit, read, verify, normalize, store, record. Never raises: each failure becomes an answer."""
         began = time.perf_counter()
-        reason = self.load.refusal()
-        if reason:
-            return self.overloaded(head.source, head.method, reason)
+        if self.sheds(head.source, head.method):
+            return OVERLOADED
         report = CallbackReport(
             method=head.method if head.method in KNOWN_METHODS else "other",
             peer=head.peer,
@@ -145,16 +144,19 @@ class Intake:
         self._observer.callback(report)
         return answer
 
-    def overloaded(self, source: str, method: str, reason: str) -> Answer:
-        """Return the 503 of load shedding. Refusing early keeps the answers to admitted callbacks in time.
+    def sheds(self, source: str, method: str) -> bool:
+        """Tell whether the next callback is refused (`OVERLOADED`), which keeps the answers to admitted ones in time.
 
         The refusals of one turn of the event loop share a report, so that refusing stays cheap.
         """
+        known = source if source in self._providers else ""
+        reason = self.load.refusal(known)
+        if not reason:
+            return False
         if not self._refused:
             asyncio.get_running_loop().call_soon(self._report_refused)
-        known = source if source in self._providers else "unknown"
-        self._refused[known, method if method in METHODS else "other", reason] += 1
-        return OVERLOADED
+        self._refused[known or "unknown", method if method in METHODS else "other", reason] += 1
+        return True
 
     def _report_refused(self) -> None:
         refused, self._refused = self._refused, Counter()
@@ -199,7 +201,7 @@ class Intake:
             idle=settings.idle_seconds,
             coding=_coding(head, admission.body_limit),
         )
-        counted, room = UnderWay(), self.load.waiting_room
+        counted, room = UnderWay(head.source), self.load.waiting_room
         try:
             if admission.held:
                 self.load.enter(counted, whole=False)

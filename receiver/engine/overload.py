@@ -3,12 +3,14 @@
 Two bounds. `limit` keeps memory bounded. The other keeps answers early: while many callbacks are at work, no more are admitted
 than were answered within the last second, however long the one that makes them wait is (the event loop, a disk, a small object
 store). What waits longer is answered in vain, since its provider hung up, or goes to the journal, which is more work than storing it.
+Past either bound a source that has less than its share under way is admitted all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from receiver.core.errors import BodyTooSlow
@@ -96,6 +98,9 @@ class UnderWay:
     """Its body has arrived, or is expected at any moment."""
     storing: Storing | None = None
 
+    def __init__(self, source: str) -> None:
+        self.source = source
+
 
 class Storing:
     """The time limit of one callback's storing, until the `with` block ends. Leaving raises `TimeoutError` past the limit.
@@ -135,6 +140,8 @@ class LoadShedder:
         self.limit = limit
         self.waiting_room = WaitingRoom()
         self.under_way: dict[UnderWay, None] = {}
+        self._of_sources: Counter[str] = Counter()
+        """How many each source has under way, if it has any."""
         self.clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._at_work = self._whole = 0
@@ -144,13 +151,17 @@ class LoadShedder:
         self._answered = 0
         """Callbacks that were answered within this window."""
 
-    def refusal(self) -> str:
-        """Return why the next callback is refused; "" if it is admitted."""
+    def refusal(self, source: str) -> str:
+        """Return why the next callback of this source ("" if there is none of that name) is refused; "" if it is admitted."""
         if len(self.under_way) >= self.limit:
-            return f"{self.limit} callbacks are under way (server.max_callbacks)"
-        if self._at_work >= self._allowed:
-            return f"callbacks come faster than they are stored ({self._allowed} at once would take {TARGET_SECONDS:g} s)"
-        return ""
+            bound, reason = self.limit, f"{self.limit} callbacks are under way (server.max_callbacks)"
+        elif self._at_work >= self._allowed:
+            bound = self._allowed
+            reason = f"callbacks come faster than they are stored ({bound} at once would take {TARGET_SECONDS:g} s)"
+        else:
+            return ""
+        share = bound // len(self._of_sources.keys() | {source})
+        return "" if source and self._of_sources[source] < share else reason
 
     def enter(self, callback: UnderWay, *, whole: bool) -> None:
         """Count a callback whose body arrives, or has arrived and is `whole`. It may be counted already."""
@@ -160,6 +171,7 @@ class LoadShedder:
                 self._allowed = self.limit
                 self._begin_window(callback.began)
             self.under_way[callback] = None
+            self._of_sources[callback.source] += 1
             if self._timer is None:
                 self._watch()
         self._note(callback, at_work=True, whole=whole)
@@ -167,6 +179,9 @@ class LoadShedder:
     def leave(self, callback: UnderWay) -> None:
         """Count a callback no more; harmless if it is not counted."""
         if self.under_way.pop(callback, 0) is None:
+            self._of_sources[callback.source] -= 1
+            if not self._of_sources[callback.source]:
+                del self._of_sources[callback.source]
             self._answered += callback.whole
             self._note(callback, at_work=False, whole=False)
 

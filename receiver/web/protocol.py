@@ -439,8 +439,10 @@ class Protocol(HttpToolsProtocol):
         if serving is None or not self.url.startswith(_PREFIX) or self.parser.get_method() not in _METHODS:
             super().on_headers_complete()
         # A request that came before the last answer was given waits for it; the intake refuses it then, if need be.
-        elif self._is_answered() and (reason := serving.receiver.intake.load.refusal()):
-            self._refuse(serving.receiver, reason)
+        elif self._is_answered() and serving.receiver.intake.sheds(
+            self._source(), self.parser.get_method().decode()
+        ):
+            self._refuse(serving.receiver)
         else:
             super().on_headers_complete()
             self.scope["state"][EXCHANGE] = Exchange(self, self.cycle, serving)
@@ -497,9 +499,10 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(b"".join([*self.top(status), kind % len(message), message.encode()]))
         self.transport.close()
 
-    def _refuse(self, receiver: Receiver, reason: str) -> None:
-        source = self.url[len(_PREFIX) :].partition(b"?")[0].partition(b"/")[0]
-        receiver.intake.overloaded(source.decode("latin-1"), self.parser.get_method().decode(), reason)
+    def _source(self) -> str:
+        return self.url[len(_PREFIX) :].partition(b"?")[0].partition(b"/")[0].decode("latin-1")
+
+    def _refuse(self, receiver: Receiver) -> None:
         self._refused = True
         # A sender that waits for `100 Continue` sends no body now: what follows would be no body.
         self._closing = (

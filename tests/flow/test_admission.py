@@ -13,7 +13,7 @@ import pytest
 from receiver.engine.overload import ALWAYS_ADMITTED, Place, UnderWay, WaitingRoom
 from receiver.web.protocol import Protocol
 from tests.support.running import BASIC, Running, running, settings_text
-from tests.support.senders import speech
+from tests.support.senders import deapi, speech
 
 _HEAD = (
     "PUT /callbacks/deepgram HTTP/1.1\r\nHost: receiver\r\nContent-Type: audio/mpeg\r\n"
@@ -47,6 +47,9 @@ async def test_past_the_bound_a_callback_is_refused_early_and_others_end_well(tm
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
         assert up.seen.callbacks[-1].size == 0, "its body was not read"
         assert "max_callbacks" in up.seen.callbacks[-1].reason
+        sent = deapi("fourth")
+        other = await up.client.post(sent.path, headers=sent.headers, content=sent.body)
+        assert other.status_code == 200, "a source that has none under way has a share"
         health = await up.client.get("/healthz")
         assert health.status_code == 200, "probes are answered all the same"
         for n, (reader, writer) in enumerate(slow):
@@ -182,9 +185,10 @@ async def test_what_is_no_callback_is_not_refused_as_one(tmp_path: Path) -> None
 
 async def test_refusals_of_one_moment_are_told_together_and_each_is_counted(tmp_path: Path) -> None:
     async with running(tmp_path) as up:
+        up.receiver.intake.load.limit = 0
         for _ in range(3):
-            up.receiver.intake.overloaded("deepgram", "PUT", "full")
-        up.receiver.intake.overloaded("a stranger's\nword", "BREW", "full")
+            assert up.receiver.intake.sheds("deepgram", "PUT")
+        assert up.receiver.intake.sheds("a stranger's\nword", "BREW")
         await up.seen.until(lambda: len(up.seen.callbacks) == 2)
         told = {(one.source, one.method, one.answer, one.count) for one in up.seen.callbacks}
         assert told == {("deepgram", "PUT", "overloaded", 3), ("unknown", "other", "overloaded", 1)}
@@ -199,7 +203,7 @@ async def test_a_store_that_falls_behind_lets_no_more_in_until_it_has_caught_up(
         load = up.receiver.intake.load
         now = [0.0]
         load.clock = lambda: now[0]
-        waiting = [UnderWay() for _ in range(ALWAYS_ADMITTED)]
+        waiting = [UnderWay("deepgram") for _ in range(ALWAYS_ADMITTED)]
         for one in waiting:
             load.enter(one, whole=True)
         sent = speech("early")

@@ -37,7 +37,7 @@ async def test_what_is_stored_for_too_long_is_ended_however_many_looks_that_take
 ) -> None:
     monkeypatch.setattr("receiver.engine.overload._LOOK_SECONDS", 0.0)
     load = LoadShedder(1, clock=itertools.count().__next__)  # each look is a second later
-    callback = UnderWay()
+    callback = UnderWay("deepgram")
     load.enter(callback, whole=True)
     with pytest.raises(TimeoutError), Storing(load, callback, 5):
         await asyncio.Event().wait()
