@@ -50,8 +50,8 @@ _UNREAD_SECONDS = 30.0
 """How long a peer may leave an answer unread once the socket's buffers are full."""
 _TOO_MANY_LINES = f"The request has more than {HEAD_LINES} header lines."
 _INVALID = (400, "Invalid HTTP request received.")
-_HEAD, _REST, _NEXT = "head", "rest", "next"
-"""What a peer may owe: the rest of a head, of the body of an answered request, or the next request."""
+_READ, _HEAD, _REST, _NEXT = "read", "head", "rest", "next"
+"""What a peer may owe: to read its answer, the rest of a head, of the body of an answered request, or the next request."""
 _DECISIVE = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 """Headers that say for whom a request is and where it ends: read otherwise by a proxy before us, they would let two requests pass for one."""
 _PREFIX = PREFIX.encode()
@@ -195,13 +195,11 @@ class Protocol(HttpToolsProtocol):
     _dropping = False
     """No more requests are taken: the connection closes, at once or after the present answers."""
     _owes = ""
-    """What the peer owes now, in a time of its own: `_HEAD`, `_REST` or `_NEXT`; "" for nothing."""
+    """What the peer owes now, in a time of its own: `_READ`, `_HEAD`, `_REST` or `_NEXT`; "" for nothing."""
     _until = 0.0
     """When that time is over."""
     _timer: TimerHandle | None = None
     """Looks at that time. One serves the whole connection: making and ending one for each request costs too much."""
-    _stuck: TimerHandle | None = None
-    """Runs while the peer does not read."""
     _parts = 0
     """Header lines and pieces of a body in the slice that is parsed."""
     _unparsed: bytes | None = None
@@ -221,12 +219,11 @@ class Protocol(HttpToolsProtocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers and the last request."""
+        """Forget the timer and the last request."""
         self._connections.remove(self)
-        for timer in (self._timer, self._stuck):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._stuck = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         super().connection_lost(exc)
         self.cycle = self.scope = None  # type: ignore[assignment]  # as before the first one
 
@@ -338,7 +335,9 @@ class Protocol(HttpToolsProtocol):
 
     def _watch(self) -> None:
         """Give the peer its time for what it owes now; system/body_buffer.py limits that of a body that is not answered yet."""
-        if self._begun:
+        if self.flow.write_paused:
+            owes, seconds = _READ, _UNREAD_SECONDS
+        elif self._begun:
             owes, seconds = _HEAD, self.head_seconds
         else:
             owes, seconds = (_REST if self._in_body else _NEXT), float(self.timeout_keep_alive)
@@ -358,13 +357,15 @@ class Protocol(HttpToolsProtocol):
     def _look(self) -> None:
         """End the connection if its time is over, and look again in time if not."""
         self._timer = None
-        if not self._owes or self.transport.is_closing():
+        if not self._owes or (self.transport.is_closing() and self._owes is not _READ):
             return
         if self._owes is _HEAD and self._until <= self.loop.time() and not self._is_answered():
             # The request before it is still being answered, and an answer to this one would come in between.
             self._until += self.head_seconds
         if self._until > self.loop.time():
             self._timer = self.loop.call_at(self._until, self._look)
+        elif self._owes is _READ:
+            self.transport.abort()
         elif self._owes is _HEAD:
             self._end_with(408, "The request's headers took too long.")
         else:
@@ -373,21 +374,20 @@ class Protocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The peer does not read: wait for it, for a while."""
         super().pause_writing()
-        if self._stuck is None:
-            self._stuck = self.loop.call_later(_UNREAD_SECONDS, self.transport.abort)
+        self._watch()
 
     def resume_writing(self) -> None:
         """The peer reads again."""
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
         super().resume_writing()
+        self._watch()
 
     # ------------------------------------------------------------ requests
 
     def on_message_begin(self) -> None:
         """A head begins; if it does not end in the same slice, it is timed."""
-        self._begun, self._named, self._owes, self._length = True, False, "", 0
+        self._begun, self._named, self._length = True, False, 0
+        if self._owes is not _READ:
+            self._owes = ""
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
