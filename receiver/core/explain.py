@@ -232,8 +232,10 @@ def _last_answer(job: Job, deliveries: set[str]) -> str:
 def _retrying(job: Job, one: Delivery) -> str:
     number = one.attempts - one.round_start + 1
     of = f" of {job.allowed[one.destination]}" if one.destination in job.allowed else ""
-    due = f"attempt {number}{of} is due at {iso(one.due_at or 0)}"
-    return f"{one.destination} did not take it ({one.last_outcome}): {due}."
+    said = _last_answer(job, {one.id}) or one.last_outcome
+    return (
+        f"{one.destination} did not take it ({said}): attempt {number}{of} is due at {iso(one.due_at or 0)}."
+    )
 
 
 def _sending(waiting: Sequence[Delivery]) -> str:

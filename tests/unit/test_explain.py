@@ -122,6 +122,11 @@ CASES: list[tuple[Job, Cause, str]] = [
         Cause.RETRYING,
         "attempt 3 of 11",
     ),
+    (
+        job(events=(DONE,), deliveries=(WAITING,), attempts=(REFUSED,)),
+        Cause.RETRYING,
+        "app did not take it (refused 500): attempt 2",
+    ),
     (job(events=(DONE,), deliveries=(delivery(DONE, DeliveryState.PENDING),)), Cause.SENDING, "app"),
     *(
         (
