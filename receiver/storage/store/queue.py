@@ -227,25 +227,25 @@ class Deliveries(Queue[Claimed, Settlement]):
 DELIVERIES = Deliveries()
 _CROWD = 256
 """Deliveries that are looked at to tell whether most of what is due waits for earlier ones."""
-_STEPS = 16
-"""How often one claim looks at further jobs when nothing of the ones before is due."""
+_STEPS, _ENOUGH = 16, 3
+"""How often one claim looks at further jobs when nothing of the ones before is due, and when too little is."""
 
 
 def _first_of_jobs(session: Session, request: ClaimRequest, walk: Walk) -> str:
     """Return as JSON the ids of deliveries that are due and are the first of their jobs, from where the walk has come to."""
-    count, began = max(32, 4 * request.limit), walk.after
+    count, began = max(32, request.limit), walk.after
     params: dict[str, Value] = {"queue": request.queue, "now": request.now, "limit": count}
     params["hold"] = int(request.rules.dead_block)
     due: list[Row] = []
-    for _ in range(_STEPS):
+    for step in range(_STEPS):
         found = session.run("first_of_jobs", {**params, "after": walk.after})
-        due = [row for row in found if row[2]][: request.limit]
-        at_end = len(found) < count
-        if len(due) == request.limit:
+        due = [*due, *(row for row in found if row[2])][: request.limit]
+        at_end, full = len(found) < count, len(due) == request.limit
+        if full:
             walk.after = due[-1][0]
         else:
             walk.after = BEFORE_ALL if at_end else found[-1][0]
-        if due or (at_end and began == BEFORE_ALL):
+        if full or (due and (at_end or step >= _ENOUGH)) or (at_end and began == BEFORE_ALL):
             break
         began = BEFORE_ALL if at_end else began
     return json.dumps([row[1] for row in due])
