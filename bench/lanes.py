@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -13,7 +16,8 @@ from msgspec.structs import replace
 
 from bench.engine import AtOnce
 from bench.measures import Row
-from bench.relay import Counting, clock, recording
+from bench.processes import sink
+from bench.relay import Counting, clock, destination, recording
 from bench.servers import database_cpu
 from receiver.core.destinations import PLAIN, SendingRules, rate
 from receiver.core.retry import policy
@@ -26,6 +30,7 @@ from tests.support import postgres
 
 HELD = 15.0
 """Seconds that the hung destination keeps each attempt."""
+WITH_ALL = SendingRules(rate=rate("1000000/s"), order="job", dead_block=True)
 
 
 class Hung(AtOnce):
@@ -52,11 +57,15 @@ class Noted(AtOnce):
         return await super().send(event_id, body, timestamp=timestamp)
 
 
-async def _recorded(store: Store, names: Sequence[str], count: int) -> None:
+async def _recorded(store: Store, name: str, count: int, of_job: int = 3) -> None:
+    """Record events for a destination, `of_job` of each job, which come in turns."""
     for start in range(0, count, 500):
-        wanted = [recording(number) for number in range(start, min(count, start + 500))]
-        jobs = (replace(one, event=replace(one.event, job_id=one.event.id[-4:-2])) for one in wanted)
-        await asyncio.gather(*(store.record(replace(one, destinations=tuple(names))) for one in jobs))
+        made = []
+        for number in range(start, min(count, start + 500)):
+            one = recording(number)
+            event = replace(one.event, job_id=f"job-{number % (count // of_job)}")
+            made.append(store.record(replace(one, event=event, destinations=(name,))))
+        await asyncio.gather(*made)
 
 
 async def _delay(path: Path, due: int, count: int) -> float:
@@ -64,7 +73,7 @@ async def _delay(path: Path, due: int, count: int) -> float:
     store = SqliteStore(str(path))
     await store.migrate()
     await store.open()
-    await _recorded(store, ["hung"], due)
+    await _recorded(store, "hung", due)
     place, seen = Noted(), Counting()
     seen.wanted = 1_000_000
     lanes = {
@@ -86,31 +95,45 @@ async def _delay(path: Path, due: int, count: int) -> float:
     return median(delays)
 
 
-async def _cost(
-    store: Store, rules: SendingRules, failures: int, count: int, used: Callable[[], float], held: int = 0
-) -> float:
-    """Return the processor microseconds of a delivery, from a backlog to a destination that answers at once.
+@dataclass
+class _Drain:
+    """A backlog that is delivered over HTTP to a destination that answers at once."""
 
-    Before the backlog are `held` deliveries of one job behind its dead letter.
-    """
-    await store.migrate()
-    await store.open()
-    now = clock()
-    await store.claim("app", worker="w", limit=1, now=now, lease_until=now, rules=rules)  # sets the order
-    if held:
-        await _held(store, held, rules)
-    await _recorded(store, ["app"], count)
-    seen = Counting()
-    seen.wanted = count
-    terms = DeliveryTerms(AtOnce(), policy("deepgram"), 64, 15, breaker_failures=failures, rules=rules)
-    relay = Relay(store, {"app": terms}, seen, lambda event: event.data, clock, "bench")
-    began = used()
-    relay.start()
-    await seen.done.wait()
-    took = used() - began
-    await relay.stop(5)
-    await store.close()
-    return took / count * 1e6
+    store: Store
+    used: Callable[[], float]
+    """Gives the processor seconds that were used."""
+    port: int
+    count: int
+    rules: SendingRules
+    failures: int
+    """In a row, that open the breaker; 0 for none."""
+    of_job: int = 3
+    held: int = 0
+    """Deliveries of one job that wait before the backlog, behind its dead letter."""
+
+    async def cost(self) -> tuple[float, float]:
+        """Return the processor microseconds of a delivery, and how many came in a second."""
+        store, rules, count = self.store, self.rules, self.count
+        await store.migrate()
+        await store.open()
+        now = clock()
+        await store.claim("app", worker="w", limit=1, now=now, lease_until=now, rules=rules)  # sets the order
+        if self.held:
+            await _held(store, self.held, rules)
+        await _recorded(store, "app", count, self.of_job)
+        place, seen = destination(f"http://127.0.0.1:{self.port}/hooks", 64), Counting()
+        await place.open()
+        seen.wanted = count
+        terms = DeliveryTerms(place, policy("deepgram"), 64, 15, breaker_failures=self.failures, rules=rules)
+        relay = Relay(store, {"app": terms}, seen, lambda event: event.data, clock, "bench")
+        began, since = self.used(), time.perf_counter()
+        relay.start()
+        await seen.done.wait()
+        took, seconds = self.used() - began, time.perf_counter() - since
+        await relay.stop(5)
+        await place.close()
+        await store.close()
+        return took / count * 1e6, count / seconds
 
 
 async def _held(store: Store, count: int, rules: SendingRules) -> None:
@@ -163,35 +186,42 @@ def _stores(folder: Path) -> Iterator[dict[str, tuple[Callable[[str], Store], Ca
 
 def rules(folder: Path, rounds: int, count: int) -> list[Row]:
     """What breaker, rate and order cost: processor time without them to that with them, in pairs."""
-    with_all = SendingRules(rate=rate("1000000/s"), order="job", dead_block=True)
     rows = []
-    with _stores(folder) as stores:
+    with _stores(folder) as stores, sink(folder) as place:
         for kind, (made, used) in stores.items():
-            pairs, crowds = [], []
-            for number in range(max(rounds, 5)):
-                none = asyncio.run(_cost(made(f"none-{number}"), PLAIN, 0, count, used))
-                pairs.append((none, asyncio.run(_cost(made(f"all-{number}"), with_all, 10, count, used))))
-            for number in range(rounds):
-                few, many = (
-                    asyncio.run(_cost(made(f"held-{held}-{number}"), with_all, 10, count, used, held))
-                    for held in (10, 10_000)
-                )
-                crowds.append((few, many))
-            rows += [
-                _compared(f"a delivery with breaker, rate and order, {kind}", pairs, "without", 0.95),
-                _compared(
-                    f"a delivery beside 10,000 held back by their job's dead letter, {kind}",
-                    crowds,
-                    "10",
-                    0.8,
-                ),
-            ]
+            rows += _rules_of(kind, rounds, partial(_Drain, used=used, port=place.port, count=count), made)
     return rows
 
 
-def _compared(what: str, pairs: Sequence[tuple[float, float]], other: str, goal: float) -> Row:
-    """Return the row that compares processor times, the other one first in each pair."""
-    before, after = (median(side) for side in zip(*pairs, strict=True))
-    ratio = median(a / b for a, b in pairs)
-    figure = f"{after:,.0f} µs of processor each ({other}: {before:,.0f} µs)"
+def _rules_of(
+    kind: str, rounds: int, drain: Callable[..., _Drain], made: Callable[[str], Store]
+) -> list[Row]:
+    """Measure with one kind of store."""
+    numbers = itertools.count()
+
+    def cost(rules: SendingRules, failures: int, **more: int) -> tuple[float, float]:
+        store = made(f"{next(numbers)}")
+        return asyncio.run(drain(store=store, rules=rules, failures=failures, **more).cost())
+
+    none, every = (PLAIN, 0), (WITH_ALL, 10)
+    rows = []
+    for of_job in (3, 20):
+        times = max(rounds, 5) if of_job == 3 else rounds
+        pairs = [(cost(*none, of_job=of_job), cost(*every, of_job=of_job)) for _ in range(times)]
+        what = f"a delivery with breaker, rate and order, {of_job} events a job, {kind}"
+        rows.append(_compared(what, pairs, "without", 0.95))
+    crowds = [(cost(*every, held=10), cost(*every, held=10_000)) for _ in range(rounds)]
+    what = f"a delivery beside 10,000 held back by their job's dead letter, {kind}"
+    return [*rows, _compared(what, crowds, "10", 0.8)]
+
+
+def _compared(
+    what: str, pairs: Sequence[tuple[tuple[float, float], tuple[float, float]]], other: str, goal: float
+) -> Row:
+    """Return the row that compares processor times and rates, the other one first in each pair."""
+    costs = [(before, after) for (before, _), (after, _) in pairs]
+    before, after = (median(side) for side in zip(*costs, strict=True))
+    ratio = median(a / b for a, b in costs)
+    rates = median(b / a for (_, a), (_, b) in pairs)
+    figure = f"{after:,.0f} µs of processor each ({other}: {before:,.0f} µs); {rates:.2f} of the rate"
     return Row(what, figure, ratio, f"{goal:.2f} of {other}", ratio >= goal)
