@@ -25,9 +25,8 @@ from receiver.app.metrics import MetricsObserver
 from receiver.core import event_json
 from receiver.core.clock import wall_clock
 from receiver.core.errors import ConfigError, install
-from receiver.core.observe import Observer, Observers
+from receiver.core.observe import Observer, Observers, Process
 from receiver.core.routing import Router
-from receiver.core.tally import Process
 from receiver.core.tokens import CallbackTokens, ObjectLinks
 from receiver.engine.bulk import BulkWorker
 from receiver.engine.collector import Collector, PullSource

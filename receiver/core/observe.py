@@ -1,11 +1,12 @@
-"""The engine's reports and their listeners. app/log.py and app/metrics.py are the listeners."""
+"""The engine's reports and their listeners, which are app/log.py and app/metrics.py; and the counts of them by the minute."""
 
 from __future__ import annotations
 
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, Protocol
+from typing import Any, NamedTuple, ParamSpec, Protocol
 
 from msgspec import Struct
 
@@ -202,3 +203,67 @@ def no_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _SECRET_NAME = re.compile("authorization|secret|password|token|dg-project-id|cookie|api_key", re.IGNORECASE)
+
+
+# ---------------------------------------------------------------- counts per minute over all processes, and the live processes
+
+CALLBACKS, DELIVERIES, ACK = "callbacks", "deliveries", "ack"
+"""What is counted: callbacks of a source by their answer; attempts to a destination by outcome; callbacks of a source by how long
+they took, the outcome being the milliseconds that it took at most.
+"""
+MINUTE = 60_000
+HOUR = 60 * MINUTE
+BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000)
+"""Milliseconds that acknowledging may take at most, by which it is counted."""
+_NAMES = tuple(map(str, BOUNDS))
+
+
+class Tally(Struct, frozen=True, kw_only=True):
+    """One count: how often one outcome occurred in one minute."""
+
+    minute: int
+    """When the minute began, in epoch milliseconds."""
+    kind: str
+    name: str
+    """The source's or the destination's."""
+    outcome: str
+    count: int
+
+
+class Process(Struct, frozen=True, kw_only=True):
+    """A process that takes callbacks or works, as it last told."""
+
+    id: str
+    host: str
+    version: str
+    role: str
+    """`serve`, `intake` or `work`."""
+    started_at: int
+    seen_at: int
+
+
+class TallyBatch(NamedTuple):
+    """What a process adds at once."""
+
+    process: Process
+    tallies: tuple[Tally, ...]
+    before: int
+    """Minutes that are older are added to their hours; processes that were not seen since are forgotten."""
+    hours_before: int = 0
+    """Hours that are older are forgotten."""
+
+
+def bound_of(seconds: float) -> str:
+    """Return the bound that an acknowledgement is counted by."""
+    return _NAMES[bisect_left(BOUNDS, seconds * 1000, hi=len(BOUNDS) - 1)]
+
+
+def within(tallies: Iterable[Tally], share: float) -> int | None:
+    """Return the milliseconds within which a share of callbacks were answered; None without any."""
+    counts = [(int(one.outcome), one.count) for one in tallies]
+    whole, reached = sum(count for _, count in counts), 0
+    for bound, count in sorted(counts):
+        reached += count
+        if reached >= share * whole:
+            return bound
+    return None

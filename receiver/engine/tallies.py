@@ -15,8 +15,21 @@ from typing import Any
 from msgspec.structs import replace
 
 from receiver.core.errors import StoreUnavailable
-from receiver.core.observe import AttemptReport, CallbackReport, PickupReport, SubmissionReport
-from receiver.core.tally import ACK, CALLBACKS, DELIVERIES, HOUR, MINUTE, Process, Tally, TallyBatch, bound_of
+from receiver.core.observe import (
+    ACK,
+    CALLBACKS,
+    DELIVERIES,
+    HOUR,
+    MINUTE,
+    AttemptReport,
+    CallbackReport,
+    PickupReport,
+    Process,
+    SubmissionReport,
+    Tally,
+    TallyBatch,
+    bound_of,
+)
 from receiver.storage.store.store import Store
 from receiver.system.background import Background
 

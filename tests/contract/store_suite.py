@@ -26,9 +26,9 @@ from receiver.core.event import (
     Stage,
     new_id,
 )
+from receiver.core.observe import HOUR, MINUTE, Process, Tally, TallyBatch
 from receiver.core.retention import Erasure, Prune, Subject, SubjectKind, Walk
 from receiver.core.routing import Decision
-from receiver.core.tally import HOUR, MINUTE, Process, Tally, TallyBatch
 from receiver.core.work import (
     Claimed,
     Delivery,

@@ -38,6 +38,7 @@ from receiver.core.event import (
     Stage,
     new_id,
 )
+from receiver.core.observe import HOUR, Process, Tally, TallyBatch
 from receiver.core.page import Page
 from receiver.core.retention import (
     CallbackKeys,
@@ -52,7 +53,6 @@ from receiver.core.retention import (
     Walk,
 )
 from receiver.core.routing import Decision
-from receiver.core.tally import HOUR, Process, Tally, TallyBatch
 from receiver.core.work import (
     Attempt,
     Batch,

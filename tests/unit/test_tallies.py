@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from receiver.core.observe import CallbackReport
-from receiver.core.tally import Process, TallyBatch
+from receiver.core.observe import CallbackReport, Process, TallyBatch
 from receiver.engine import tallies
 from receiver.storage.store.sqlite import SqliteStore
 

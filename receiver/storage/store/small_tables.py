@@ -12,8 +12,8 @@ from msgspec.structs import astuple
 
 from receiver.core.audit import Act
 from receiver.core.callback import TokenClaims
+from receiver.core.observe import HOUR, Process, Tally, TallyBatch
 from receiver.core.page import Page
-from receiver.core.tally import HOUR, Process, Tally, TallyBatch
 from receiver.storage.store.listing import newest_first, page
 from receiver.storage.store.statements import Each, Session, Value, clean, value_of
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 from receiver.core.clock import iso
 from receiver.core.destinations import ACTIONS, DestinationState
 from receiver.core.event_json import Time
-from receiver.core.tally import ACK, HOUR, MINUTE, Process, Tally, within
+from receiver.core.observe import ACK, HOUR, MINUTE, Process, Tally, within
 from receiver.engine.holds import act_on_destination, destination_states
 from receiver.engine.tallies import EVERY_SECONDS, HOURS_KEPT_MS
 from receiver.settings.model import ApiScope

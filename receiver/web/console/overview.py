@@ -13,7 +13,7 @@ from starlette.responses import Response
 from receiver.core.destinations import DestinationState
 from receiver.core.event import Event, EventSearch, Rejection
 from receiver.core.explain import OVERDUE, PARKED
-from receiver.core.tally import ACK, HOUR, MINUTE, within
+from receiver.core.observe import ACK, HOUR, MINUTE, within
 from receiver.core.work import PickupFilter, PickupState, StoreStats
 from receiver.settings.load import local_folders
 from receiver.settings.model import Settings
