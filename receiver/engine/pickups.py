@@ -154,8 +154,6 @@ def issue_callback_url(
     """
     expires_seconds = SHORT_SECONDS if short and expires_seconds is None else expires_seconds
     _refuse_contradictions(source, expires_seconds, expect_seconds, job_secret=job_secret)
-    # Refused before a token is made: what is wrong with public_url is wrong with every URL.
-    issue_callback_url_without_token(public_url, source)
     said: dict[str, Any] = {"ref": ref, "format": dict(format or {}), "job_secret": job_secret, "now": now}
     said["expires_at"], said["expect_by"] = _after(now, expires_seconds), _after(now, expect_seconds)
     token, kept = (

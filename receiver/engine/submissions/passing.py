@@ -158,6 +158,8 @@ class Passing(Struct):
     """Sending began: the provider may have part of the request."""
     body: Outgoing = Outgoing()
     stream: Stream | None = None
+    at: int = 0
+    """When the job's row and its callback URL were made, in epoch milliseconds."""
     issued: IssuedUrl | None = None
     """The callback URL; None when the callback is the caller's own, or none comes."""
     error: Exception | None = None
@@ -239,12 +241,12 @@ class Passing(Struct):
 
     def _injection(self, job: SubmissionJob) -> Injection:
         """Return what puts the callback into the request: a fresh URL, unless the result is fetched."""
-        call, source = self.call, self.source
+        call, source, self.at = self.call, self.source, self.parts.clock()
         known = {"ref": call.ref or "", "secret": source.api.secret}
         if not job.fetch:
             asked = {name: value for name, value in names_in(call.query) if name in FORMAT_KEYS}
             asked |= filled(job.format, self.rule.names)
-            self.issued = issued = source.issue(ref=call.ref, format=asked, now=self.parts.clock())
+            self.issued = issued = source.issue(ref=call.ref, format=asked, now=self.at)
             known |= {"callback": issued.url, "token": issued.token or ""}
             known["secret"] = issued.webhook_secret or source.api.secret
         wanted = {n: text for n, text in job.set.items() if known["secret"] or "{secret}" not in str(text)}
@@ -257,13 +259,12 @@ class Passing(Struct):
 
     async def _begin(self) -> None:
         """Commit the job's row, token and expectation before sending. Raises `Repeated`, `StoreUnavailable`, `SubmissionRefused`."""
-        call, digest, now = self.call, self.body.digest, self.parts.clock()
-        key = call.header("idempotency-key") or None
+        call, digest, key = self.call, self.body.digest, self.call.header("idempotency-key") or None
         if key is not None and not is_name(key, 255):
             raise SubmissionRefused(422, "an Idempotency-Key has 1 to 255 visible characters")
         claims, expectation = (self.issued.claims, self.issued.expectation) if self.issued else (None, None)
         new = Submission(
-            id=new_id("sub", now),
+            id=new_id("sub", self.at),
             application=self.allowance.settings.name,
             source=call.source,
             request=self.rule.request,
@@ -271,8 +272,8 @@ class Passing(Struct):
             ref=call.ref,
             idempotency_key=key,
             fingerprint=call.fingerprint(digest) if digest else None,
-            created_at=now,
-            updated_at=now,
+            created_at=self.at,
+            updated_at=self.at,
         )
         await self._unless_repeated(partial(self.parts.store.begin_submission, new, claims, expectation))
         self.submission = new
