@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from receiver.core.errors import StoreUnavailable, Unavailable
 from receiver.core.observe import Observer
-from receiver.core.work import Outcome
+from receiver.core.work import Claimed, ClaimedPickup, PickupSettlement, Settlement
 from receiver.engine.gate import Gate
 
 SLACK_SECONDS = 15.0
@@ -87,18 +87,6 @@ class StoreWatch:
             self._observer.note("info", f"{self._part}.store_recovered")
 
 
-class Claim(Protocol):
-    """A row that this worker may attempt until the lease ends."""
-
-    @property
-    def id(self) -> str:
-        """The row's id."""
-
-    @property
-    def lease_until(self) -> int:
-        """When the claim ends, in epoch milliseconds."""
-
-
 class Terms(Protocol):
     """The settings of one lane."""
 
@@ -115,20 +103,8 @@ class Terms(Protocol):
         """Seconds that a lease must still hold for an attempt to begin."""
 
 
-class Settles(Protocol):
-    """The record of a finished attempt."""
-
-    @property
-    def claim(self) -> Any:
-        """The row that was attempted."""
-
-    @property
-    def outcome(self) -> Outcome:
-        """What came of it."""
-
-
-C = TypeVar("C", bound=Claim)
-S = TypeVar("S", bound=Settles)
+C = TypeVar("C", bound=Claimed | ClaimedPickup)
+S = TypeVar("S", bound=Settlement | PickupSettlement)
 
 
 class QueuePort(Struct, Generic[C, S], frozen=True):
@@ -200,7 +176,9 @@ class LaneWork(ABC, Generic[C, S]):
                 return None
             await asyncio.sleep(next(wait))
 
-    def note(self, level: str, event: str, claim: C | None = None, **fields: object) -> None:
+    def note(
+        self, level: str, event: str, claim: Claimed | ClaimedPickup | None = None, **fields: object
+    ) -> None:
         """Log something about this lane, or one of its rows."""
         about = {self.lane_key: self.name} | ({} if claim is None else {self.id_key: claim.id})
         self.context.observer.note(level, f"{self.part}.{event}", **about, **fields)
