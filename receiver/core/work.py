@@ -136,6 +136,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
 class Progress(Struct, frozen=True, kw_only=True):
     """How far one delivery is, as a list of events shows it."""
 
+    id: str
     event_id: str
     destination: str
     state: DeliveryState

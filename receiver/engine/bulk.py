@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from receiver.core.errors import RESOURCE_ERRORS, NotFound, StoreUnavailable, Unavailable, UsageError
 from receiver.core.event import Event, EventSearch, Place, Recorded, new_id
 from receiver.core.observe import Observer
-from receiver.core.page import Page, pages
+from receiver.core.page import Page
 from receiver.core.routing import Router, fitting_types
 from receiver.core.work import (
     COUNTED,
@@ -242,7 +242,8 @@ def _place(after: object) -> str:
 
 async def missing(store: Store, router: Router, to: str, events: Sequence[Event]) -> list[tuple[Event, str]]:
     """Return events, each with a destination fitting `to` that it goes to by today's settings and has no delivery to."""
-    there = await store.deliveries_of([event.id for event in events])
+    of_events = await store.progress_of([event.id for event in events])
+    there = {(one.event_id, one.destination) for one in of_events}
     return [
         (event, name)
         for event in events
@@ -254,14 +255,14 @@ async def missing(store: Store, router: Router, to: str, events: Sequence[Event]
 # ---------------------------------------------------------------- replays by id; `find_named` changes nothing, so it also serves a dry run
 
 
-class Replayable(Struct):
+class Replayable(Struct, kw_only=True):
     """What can be replayed of the named deliveries and events."""
 
-    ended: list[str] = []
+    ended: list[str]
     """Deliveries that have ended: they get another round."""
-    missing: list[tuple[str, str]] = []
+    missing: list[tuple[str, str]]
     """Pairs of event and destination without a delivery: `replay` makes one."""
-    busy: int = 0
+    busy: int
     """Deliveries under way: they are left alone."""
 
     def __len__(self) -> int:
@@ -270,22 +271,18 @@ class Replayable(Struct):
 
 async def find_named(store: Store, router: Router, ids: Sequence[str], to: str | None) -> Replayable:
     """Return what can be replayed of the named deliveries and events, to all destinations or those that fit `to`. Raises `NotFound`."""
-    found = Replayable()
-    states: dict[str, DeliveryState] = {}
-    for identifier in ids:
-        if not identifier.startswith("evt_"):
-            delivery = await store.delivery(identifier)
-            states[delivery.id] = delivery.state
-            continue
-        event = await store.event(identifier)
-        found.missing += [(event.id, name) for _, name in await missing(store, router, to or "*", [event])]
-        of_event = DeliveryFilter(event_id=event.id, destination=to, limit=_PAGE)
-        async for page in pages(store.deliveries, of_event):
-            states |= {one.id: one.state for one in page}
-    ended = (DeliveryState.DEAD, DeliveryState.DELIVERED)
-    found.ended = sorted(one for one, state in states.items() if state in ended)
-    found.busy = len(states) - len(found.ended)
-    return found
+    to, named = to or "*", dict.fromkeys(ids)
+    events = [await store.event(one) for one in named if one.startswith("evt_")]
+    of_events = await store.progress_of([event.id for event in events])
+    states = {one.id: one.state for one in of_events if fnmatchcase(one.destination, to)}
+    states |= {one: (await store.delivery(one)).state for one in named if not one.startswith("evt_")}
+    over = (DeliveryState.DEAD, DeliveryState.DELIVERED)
+    ended = sorted(one for one, state in states.items() if state in over)
+    return Replayable(
+        ended=ended,
+        missing=[(event.id, name) for event, name in await missing(store, router, to, events)],
+        busy=len(states) - len(ended),
+    )
 
 
 async def replay(store: Store, found: Replayable, *, now: int) -> tuple[int, int]:

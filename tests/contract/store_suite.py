@@ -638,7 +638,9 @@ class ReadSuite:
         both = await asyncio.gather(*(store.add_deliveries(wanted, now=T0 + 9) for _ in range(2)))
         made = [new for one in both for new in one]
         assert len(made) == 3
-        assert await store.deliveries_of([has.event.id, has_not.event.id]) == set(wanted)
+        there = await store.progress_of([has.event.id, has_not.event.id])
+        assert sorted((one.event_id, one.destination) for one in there) == sorted(wanted)
+        assert {one.id for one in there} > set(made)
         due = [*await claim(store, now=T0 + 9), *await claim(store, "crm", now=T0 + 9)]
         assert {one.id for one in due} > set(made)
         assert {one.event.id for one in due if one.destination == "crm"} == {has.event.id, has_not.event.id}

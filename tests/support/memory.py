@@ -619,23 +619,20 @@ class MemoryStore(Store):
 
     async def add_deliveries(self, wanted: Sequence[tuple[str, str]], *, now: int) -> list[str]:
         await self.ping()
-        there = await self.deliveries_of([event_id for event_id, _ in wanted])
+        there = {(d.event_id, d.destination) for d in self._deliveries.values()}
         made = []
         for event_id, destination in dict.fromkeys(wanted):
             if event_id in self._events and (event_id, destination) not in there:
                 made.append(self._owe(self._events[event_id], destination, now))
         return made
 
-    async def deliveries_of(self, event_ids: Sequence[str]) -> set[tuple[str, str]]:
-        await self.ping()
-        asked = set(event_ids)
-        return {(d.event_id, d.destination) for d in self._deliveries.values() if d.event_id in asked}
-
     async def progress_of(self, event_ids: Sequence[str]) -> list[Progress]:
         await self.ping()
         asked = set(event_ids)
         return [
-            Progress(event_id=d.event_id, destination=d.destination, state=d.state, attempts=d.attempts)
+            Progress(
+                id=d.id, event_id=d.event_id, destination=d.destination, state=d.state, attempts=d.attempts
+            )
             for d in self._deliveries.values()
             if d.event_id in asked
         ]

@@ -297,17 +297,11 @@ def add(session: Session, wanted: Sequence[tuple[str, str]], *, now: int) -> lis
     return [row[0] for row in rows]
 
 
-def of_events(session: Session, event_ids: Sequence[str]) -> set[tuple[str, str]]:
-    """Return event and destination of each delivery of these events."""
-    rows = session.run_rows("deliveries_of_events", [(event_id,) for event_id in event_ids])
-    return {(row[1], row[2]) for row in rows}
-
-
 def progress_of(session: Session, event_ids: Sequence[str]) -> list[Progress]:
     """Return state and attempts of each delivery of these events."""
     rows = session.run_rows("deliveries_of_events", [(event_id,) for event_id in event_ids])
     return [
-        Progress(event_id=row[1], destination=row[2], state=DeliveryState(row[3]), attempts=row[4])
+        Progress(id=row[0], event_id=row[1], destination=row[2], state=DeliveryState(row[3]), attempts=row[4])
         for row in rows
     ]
 

@@ -265,7 +265,6 @@ class Store:
     next_due = _reads(DELIVERIES.next_due)
     delivery = _reads(queue.delivery)
     deliveries = _reads(queue.deliveries)
-    deliveries_of = _reads(queue.of_events)
     progress_of = _reads(queue.progress_of)
     behind = _reads(queue.behind)
     crowded = _reads(queue.crowded)
