@@ -2,7 +2,7 @@
 
 import gc
 
-gc.set_threshold(100_000)  # what is imported stays: to look for garbage there takes a twelfth of a start
+gc.set_threshold(250_000)  # what is imported stays: to look for garbage there takes a twelfth of a start
 
 from receiver.cli.app import app, main  # noqa: E402 - after the line above
 

@@ -139,9 +139,9 @@ async def _control(serving: Serving) -> AsyncIterator[None]:
 def _calm_collector() -> None:
     """Let the garbage collector skip what lives as long as the process, and look less often at the rest.
 
-    Almost nothing here is cyclic. Measured: a tenth less time for each callback, and the slowest answers twice as fast.
+    Almost nothing here is cyclic. Measured: a tenth less time for each callback, and the slowest answers twice as fast. It does
+    not look before: that takes a twelfth of a start, and finds less than a thousand objects.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG_OBJECTS, 20, 20)
 
