@@ -163,7 +163,8 @@ def refuse_contradictions(
     if wanted.ids is not None and (filtered or wanted.rate is not None):
         raise UsageError(f"name ids, or filter with {words}, and set a rate; not both")
     if wanted.to is not None and of_deliveries:
-        raise UsageError("to makes deliveries; a state and a destination choose among those there are")
+        among = "a state and a destination choose among those there are"
+        raise UsageError(f"to makes the deliveries that are missing, {among}: give one or the other")
     if wanted.ids is None and not filtered and wanted.to is None:
         raise UsageError(f"name ids of deliveries or events, or filter with {words}")
 
