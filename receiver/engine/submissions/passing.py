@@ -59,8 +59,6 @@ if TYPE_CHECKING:
 UNKNOWN = "the provider may have the job, and its answer did not come whole; its callback is expected"
 _LOOK_SECONDS = 0.25
 """Between two looks at a submission that another call waits for."""
-_MOST_SECONDS = 65.0
-"""The longest wait for an answer, for a caller who asks the provider to wait."""
 _KEPT_BYTES = 2 * START
 """The most of an answer, headers and body, that is kept for repeats."""
 
@@ -444,11 +442,11 @@ async def once(data: bytes) -> AsyncIterator[bytes]:
 
 
 def _patience(prefer: str, seconds: float) -> float:
-    """Return how long the provider's answer may take: longer when the caller asks the provider to wait."""
+    """Return how long the provider's answer may take: up to 65 s when the caller asks the provider to wait."""
     for part in prefer.split(","):
         name, _, wish = part.strip().partition("=")
         if name == "wait":
-            seconds = max(seconds, min(_MOST_SECONDS, (float(wish) if wish.isdecimal() else 60.0) + 5))
+            seconds = max(seconds, min(65.0, (float(wish) if wish.isdecimal() else 60.0) + 5))
     return seconds
 
 
