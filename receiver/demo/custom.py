@@ -7,8 +7,6 @@ import hashlib
 import hmac
 import json
 import secrets
-from datetime import UTC, datetime
-from email.utils import format_datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -20,7 +18,7 @@ from receiver.core.errors import CallbackRejected, UsageError
 from receiver.providers.custom.language import CustomSettings
 from receiver.providers.proofs.plain import AnyProof, BasicProof, DigestProof, SameProof
 from receiver.providers.proofs.request import BodyKind, Reference, Request, replaced
-from receiver.providers.proofs.signatures import HmacProof, TimestampSettings
+from receiver.providers.proofs.signatures import HmacProof
 from receiver.providers.proofs.web_tokens import JwtProof
 from receiver.providers.toolkit import reveal
 
@@ -70,8 +68,7 @@ class Player:
         if isinstance(proof, SameProof):
             return _with(request, proof.at, proof.prefix + self._secret)
         if isinstance(proof, DigestProof):
-            digest = hashlib.sha256(request.body).digest()
-            return _with(request, proof.at, _spelled(digest, proof.encoding))
+            return _with(request, proof.at, hashlib.sha256(request.body).hexdigest())
         if isinstance(proof, HmacProof):
             return self._signed(request, proof)
         if isinstance(proof, JwtProof) and proof.jwks is None:
@@ -85,7 +82,7 @@ class Player:
     def _signed(self, request: Request, proof: HmacProof) -> Request:
         elements: dict[str, list[str]] = {}
         if proof.timestamp is not None:
-            stamp, where = _time(proof.timestamp, request.head.received_at), proof.timestamp.from_
+            stamp, where = str(request.head.received_at // 1000), proof.timestamp.from_
             if where.kind == "element":
                 elements[where.name] = [stamp]
             else:
@@ -97,7 +94,7 @@ class Player:
         digest = hmac.digest(proof.keys_of((self._secret,))[0], message, proof.algorithm)
         entries = [f"{name}{proof.assign}{values[0]}" for name, values in elements.items()]
         named = f"{proof.element}{proof.assign}" if proof.element is not None else ""
-        entries.append(named + _spelled(digest, proof.encoding[0]))
+        entries.append(named + digest.hex())
         return _with(request, proof.references[0], proof.prefix + (proof.split or "").join(entries))
 
     def _with_token(self, request: Request, proof: JwtProof) -> Request:
@@ -111,8 +108,7 @@ class Player:
         if proof.audience is not None:
             claims["aud"] = proof.audience
         if proof.body_hash is not None:
-            digest = hashlib.sha256(request.body).digest()
-            claims[proof.body_hash.claim] = _spelled(digest, proof.body_hash.encoding)
+            claims[proof.body_hash] = hashlib.sha256(request.body).hexdigest()
         token = jwt.encode({"alg": proof.algorithms[0]}, claims, OctKey.import_key(self._secret))
         return _with(request, proof.references[0], proof.prefix + token)
 
@@ -146,21 +142,3 @@ def _with(request: Request, place: Reference, value: str) -> Request:
 def _with_field(encoded: str, name: str, value: str) -> str:
     pairs = [pair for pair in parse_qsl(encoded, keep_blank_values=True) if pair[0] != name]
     return urlencode([*pairs, (name, value)])
-
-
-def _spelled(digest: bytes, encoding: str) -> str:
-    if encoding.startswith("hex"):
-        return digest.hex()
-    if encoding == "base64url":
-        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
-    return base64.b64encode(digest).decode()
-
-
-def _time(wanted: TimestampSettings, now: int) -> str:
-    moment = datetime.fromtimestamp(now // 1000, UTC)
-    return {
-        "s": str(now // 1000),
-        "ms": str(now),
-        "iso": moment.isoformat(),
-        "http": format_datetime(moment, usegmt=True),
-    }[wanted.unit]

@@ -171,6 +171,10 @@ class DeapiProvider(PushProvider, PullProvider):
         request = Request(head, None, "json")
         with suppress(BodyNeeded):
             self._proof.check(request, self._trust)
+        if not (head.one(SIGNATURE_HEADER) or "").islower():
+            raise self._rejection(
+                "secrets", "the signature is not in lower-case hex", RejectionKind.MALFORMED
+            )
         if not self._account_secrets and not (claims and claims.job_secret):
             raise self._rejection(
                 "secrets",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import msgspec
@@ -21,6 +23,8 @@ MAX_ID = 200
 """Longest job id and idempotency key, in characters."""
 BOM = b"\xef\xbb\xbf"
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_DIGITS = re.compile(r"[0-9]{9,13}")
+"""Seconds or milliseconds since 1970; eight digits are a date."""
 _TEXT_SPACE = b" \t\r\n"
 _LINK = re.compile(r"https?://[^\x00-\x1f\x7f]{1,8180}", re.IGNORECASE)
 
@@ -154,25 +158,27 @@ def join_key(kind: str, *parts: object) -> str:
 
 
 def epoch_ms(value: Any) -> int | None:
-    """Return epoch milliseconds of an ISO 8601 text or a number of seconds or milliseconds; None when it is neither.
+    """Return epoch milliseconds of seconds or milliseconds (a number or digits), ISO 8601 or an HTTP header's date; else None.
 
     A text without an offset is UTC. Times before 1970 and after the year 9999 are no times of a callback.
     """
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
-        milliseconds = int(value if value > 1e11 else value * 1000) if 0 < value < 1e15 else 0
-    elif isinstance(value, str) and len(value) <= 64:
-        try:
-            moment = datetime.fromisoformat(value.strip())
-        except ValueError:
-            return None
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        try:
-            milliseconds = round(moment.timestamp() * 1000)
-        except (OverflowError, ValueError):
-            return None
+    if isinstance(value, str):
+        text = value.strip() if len(value) <= 64 else ""
+        found = _of_number(int(text)) if _DIGITS.fullmatch(text) else _of_date(text)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        found = _of_number(value)
     else:
         return None
-    return milliseconds if 0 < milliseconds < 253_402_300_800_000 else None
+    return found if 0 < found < 253_402_300_800_000 else None
+
+
+def _of_number(value: float) -> int:
+    return int(value if value > 1e11 else value * 1000) if 0 < value < 1e15 else 0
+
+
+def _of_date(text: str) -> int:
+    for read in (datetime.fromisoformat, parsedate_to_datetime):
+        with suppress(ValueError, OverflowError):
+            moment = read(text)
+            return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    return 0

@@ -48,7 +48,7 @@ from receiver.providers.documents import (
     text,
 )
 from receiver.providers.pickups import Collected, Gone, Lookup, Result, collected
-from receiver.providers.proofs.base import Trust, decoded
+from receiver.providers.proofs.base import Trust, from_base64
 from receiver.providers.proofs.request import Request, follow
 from receiver.providers.proofs.signatures import TimestampSettings
 from receiver.providers.toolkit import refused, revealed
@@ -64,7 +64,7 @@ _FIELDS = {
 }
 """What is signed, by the type of the message, in this order; a `Subject` only where there is one."""
 _HASHES = {"1": "sha1", "2": "sha256"}
-_SIGNED_AT = TimestampSettings.model_validate({"from": "Timestamp", "unit": "iso", "tolerance": 2 * 3600})
+_SIGNED_AT = TimestampSettings.model_validate({"from": "Timestamp", "tolerance": 2 * 3600})
 """It is the time of the first try."""
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.*)", re.DOTALL)
 _S3_HOST = re.compile(
@@ -209,8 +209,9 @@ class SnsProvider(PushProvider, PullProvider):
         )
         if certificate is None:
             raise self._trust.refusal("SigningCertURL is no certificate of the topic's region's own host")
-        signature = next(decoded(message.Signature, ("base64",)), b"")
-        if not certificate.verifies(signature, message.signed(), _HASHES[message.SignatureVersion]):
+        if not certificate.verifies(
+            from_base64(message.Signature), message.signed(), _HASHES[message.SignatureVersion]
+        ):
             raise self._trust.refusal("the signature is not one of this message")
         return replace(super().verify(admission, body), proofs=admission.proofs | {"signature"})
 

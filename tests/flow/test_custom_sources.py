@@ -189,7 +189,6 @@ result = {{from = "none"}}
 kind = "public-key"
 jwks = "{host.url("/keys", "localhost")}"
 header = "X-Signature"
-encoding = "hex"
 no_clock = true
 """
 

@@ -77,7 +77,7 @@ def settings(folder: Path, stage: Stage, url: str, sink: str) -> str:
             message = r"{header:X-Fal-Webhook-Request-Id}\n{header:X-Fal-Webhook-User-Id}\n{timestamp}\n{body.sha256}"
             text += (
                 'proof = [{kind = "public-key", algorithm = "ed25519", header = "X-Fal-Webhook-Signature", '
-                f'encoding = "hex", message = "{message}", keys = ["{key}"], '
+                f'message = "{message}", keys = ["{key}"], '
                 'timestamp = {from = "header:X-Fal-Webhook-Timestamp"}}]\n'
             )
     hosts = '"localhost" = "gladia"\n"127.0.0.2" = "speechmatics"\n'

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from receiver.core.errors import CallbackRejected, RejectionKind
 from receiver.core.proofs import basic_credentials, matching_place
-from receiver.providers.proofs.base import Encoding, Proof, Trust, decoded
+from receiver.providers.proofs.base import Proof, Trust, decoded
 from receiver.providers.proofs.request import At, Reference, Request, as_text
 from receiver.providers.proofs.signatures import HmacProof, PublicKeyProof
 from receiver.providers.proofs.web_tokens import JwtProof
@@ -107,9 +107,7 @@ class DigestProof(Proof):
     kind: Literal["digest"]
     """The kind of the proof."""
     at: At
-    """Where the SHA-256 of the body is."""
-    encoding: Encoding = "hex"
-    """How it is spelled."""
+    """Where the SHA-256 of the body is, in hex or base64."""
     required: bool = True
     """False: a request without it is accepted."""
 
@@ -130,7 +128,7 @@ class DigestProof(Proof):
         if value is None and not self.required:
             return
         digest = hashlib.sha256(request.signed).digest()
-        if value is None or digest not in decoded(value, (self.encoding,)):
+        if value is None or digest != decoded(value):
             raise trust.refusal(f"{self.at} is not the SHA-256 of the body")
 
 

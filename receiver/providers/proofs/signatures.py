@@ -5,10 +5,8 @@ from __future__ import annotations
 import hmac
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -17,7 +15,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from receiver.core.errors import CallbackRejected, ProofMissing, RejectionKind
 from receiver.core.proofs import matching_place
-from receiver.providers.proofs.base import Encoding, Keyed, Proof, Trust, decoded, key_in
+from receiver.providers.documents import epoch_ms
+from receiver.providers.proofs.base import Keyed, Proof, Trust, decoded, from_base64, from_hex
 from receiver.providers.proofs.request import (
     OF_BODY,
     At,
@@ -30,24 +29,26 @@ from receiver.providers.proofs.request import (
     Words,
     as_text,
     by_name,
-    listed,
 )
 from receiver.settings.model import Section
 
+_KEYS: Mapping[str, Callable[[str], bytes]] = {
+    "utf8": str.encode,
+    "hex": lambda text: from_hex(text.lower()),
+    "base64": from_base64,
+}
+"""The key that a secret spells, by `secret_encoding`."""
+_SIZES = {"sha1": 20, "sha256": 32, "sha512": 64}
+"""Bytes of an HMAC, by its hash function."""
 _SIGNATURES = 20
 """Signatures in one list that are tried, at most."""
-_WHOLE = re.compile(r"[0-9]{1,16}")
-_YEAR_5000 = 95_617_584_000
-"""Seconds since 1970; as milliseconds it is the year 1973."""
 
 
 class TimestampSettings(Section):
     """`timestamp`: when the request was signed."""
 
     from_: At = Field(alias="from")
-    """Where the time is."""
-    unit: Literal["s", "ms", "iso", "http"] = "s"
-    """Seconds or milliseconds since 1970, ISO 8601, or a date as in HTTP headers."""
+    """Where the time is: seconds or milliseconds since 1970, ISO 8601, or a date as in HTTP headers."""
     tolerance: float = Field(300, ge=1, le=86400)
     """Seconds that it may lie in the past."""
     ahead: float = Field(300, ge=0, le=86400)
@@ -60,15 +61,10 @@ class TimestampSettings(Section):
             raise ProofMissing(
                 f"{self.from_} is missing: the provider says when it signed", setting=trust.shape
             )
-        moment = self._read(text)
+        moment = epoch_ms(text)
         if moment is None:
-            raise trust.refusal(f"{self.from_} is no time in {self.unit}", RejectionKind.MALFORMED)
-        if other := self._other_unit(moment):
-            wrong = (
-                f'{self.from_} is a time in {other}, and the settings say {self.unit}: set unit = "{other}"'
-            )
-            raise trust.refusal(wrong, RejectionKind.MALFORMED)
-        age = request.head.received_at / 1000 - moment
+            raise trust.refusal(f"{self.from_} is no time: {text[:40]!r}", RejectionKind.MALFORMED)
+        age = (request.head.received_at - moment) / 1000
         if not -self.ahead <= age <= self.tolerance:
             side, allowed = ("old", self.tolerance) if age > 0 else ("ahead", self.ahead)
             raise CallbackRejected(
@@ -77,22 +73,6 @@ class TimestampSettings(Section):
                 setting=trust.clock,
                 kind=RejectionKind.STALE,
             )
-
-    def _other_unit(self, moment: float) -> str:
-        """Return the unit that the sender has, where the settings' one puts the time before 1974 or after 5000."""
-        if self.unit == "s" and moment > _YEAR_5000:
-            return "ms"
-        return "s" if self.unit == "ms" and moment < _YEAR_5000 / 1000 else ""
-
-    def _read(self, text: str) -> float | None:
-        """Return seconds since the epoch, None when the text is no time."""
-        if self.unit in ("s", "ms"):
-            return int(text) / (1000 if self.unit == "ms" else 1) if _WHOLE.fullmatch(text) else None
-        try:
-            moment = datetime.fromisoformat(text) if self.unit == "iso" else parsedate_to_datetime(text)
-        except (ValueError, OverflowError):
-            return None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _time_at(value: Any) -> Any:
@@ -105,7 +85,6 @@ def _standard(prefix: str) -> Mapping[str, Any]:
         "split": " ",
         "assign": ",",
         "element": "v1",
-        "encoding": "base64",
         "message": f"{{header:{prefix}-id}}.{{timestamp}}.{{body}}",
         "timestamp": {"from": f"header:{prefix}-timestamp"},
         "secret_prefix": "whsec_",
@@ -134,7 +113,7 @@ class SignedProof(Proof, ABC):
     preset: Literal["standard-webhooks", "svix", "stripe-like", "github-like"] | None = None
     """A scheme by its name; what stands beside it counts more."""
     header: str | None = None
-    """The header that holds the signature."""
+    """The header that holds the signature, in hex or base64."""
     also: Words = ()
     """Further names of the header: the first that is there counts."""
     at: At | None = None
@@ -147,8 +126,6 @@ class SignedProof(Proof, ABC):
     """The name of the entries that are signatures: `v1` in `t=1705,v1=abc`. Without it each entry is a signature."""
     assign: str = Field("=", min_length=1, max_length=1)
     """What separates an entry's name from its value."""
-    encoding: Annotated[tuple[Encoding, ...], BeforeValidator(listed)] = ("hex",)
-    """How the signature is spelled; of several, each is tried."""
     message: Message = Field("{body}", validate_default=True)
     """What was signed; see Messages."""
     timestamp: Annotated[TimestampSettings | None, BeforeValidator(_time_at)] = None
@@ -237,11 +214,10 @@ class SignedProof(Proof, ABC):
     def _read(self, request: Request, trust: Trust) -> tuple[list[bytes], Elements]:
         """Return the decoded signatures, and all entries of their list by name, of a request that is not too old."""
         entries, elements = self._entries(request, trust)
-        found = [raw for entry in entries[:_SIGNATURES] for raw in decoded(entry, self.encoding)]
+        found = [raw for entry in entries[:_SIGNATURES] if self._is_signature(raw := decoded(entry))]
         if not found:
-            spelling = " or ".join(self.encoding)
             raise trust.refusal(
-                f"{self.references[0]} holds no signature in {spelling}", RejectionKind.MALFORMED
+                f"{self.references[0]} holds no signature in hex or base64", RejectionKind.MALFORMED
             )
         if self.timestamp is not None:
             self.timestamp.check(request, elements, trust)
@@ -265,6 +241,10 @@ class SignedProof(Proof, ABC):
         written = self.prefix + (self.split or "").join(f"{name}{self.assign}…" for name in names)
         return f"a signature like {written if names else written + '…'}" if written else "a signature"
 
+    def _is_signature(self, raw: bytes) -> bool:
+        """Tell whether bytes have the size of a signature, as far as that is known."""
+        return bool(raw)
+
     @abstractmethod
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
         """Tell whether one of the signatures is one of the message."""
@@ -287,6 +267,9 @@ class HmacProof(SignedProof):
     """How a secret spells the key."""
     keys_at = ()
 
+    def _is_signature(self, raw: bytes) -> bool:
+        return len(raw) == _SIZES[self.algorithm]
+
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
         expected = [hmac.digest(key, message, self.algorithm) for key in self.keys_of(trust.secrets)]
         request.secret = max(matching_place(signature, expected) for signature in signatures)
@@ -294,7 +277,7 @@ class HmacProof(SignedProof):
 
     def would_fit(self, request: Request, trust: Trust) -> str:
         """Return the `secret_encoding` by which a signature that fits no secret would fit one, "" when none does."""
-        for spelling in ("utf8", "hex", "base64"):
+        for spelling in _KEYS:
             other = self.model_copy(update={"secret_encoding": spelling})
             with suppress(CallbackRejected, ValueError):
                 other.check(Request(request.head, request.body, request.kind), trust)
@@ -303,13 +286,11 @@ class HmacProof(SignedProof):
 
     def keys_of(self, secrets: Sequence[str]) -> Sequence[bytes]:
         """Return the keys that the source's secrets spell. Raises `ValueError`."""
-        texts, encoding = (
-            [secret.removeprefix(self.secret_prefix) for secret in secrets],
-            self.secret_encoding,
-        )
-        if encoding == "utf8":
-            return [text.encode() for text in texts]
-        return [key_in(text.lower() if encoding == "hex" else text, encoding, "a secret") for text in texts]
+        spelled = _KEYS[self.secret_encoding]
+        keys = [spelled(secret.removeprefix(self.secret_prefix)) for secret in secrets]
+        if not all(keys):
+            raise ValueError(f"a secret is not {self.secret_encoding}")
+        return keys
 
 
 class PublicKeyProof(SignedProof, Keyed):
@@ -320,9 +301,7 @@ class PublicKeyProof(SignedProof, Keyed):
     algorithm: Literal["ed25519", "rsa-sha256", "ecdsa-p256"] = "ed25519"
     """The kind of key and signature."""
     keys: Words = ()
-    """Public keys, in `key_encoding` (ed25519) or as PEM; without any and without `jwks`, the source's secrets."""
-    key_encoding: Encoding = "base64"
-    """How a raw key is spelled."""
+    """Public keys, as PEM or, of ed25519, raw in hex or base64; without any and without `jwks`, the source's secrets."""
     keys_at = ("keys", "jwks")
 
     def _fits(self, signatures: Sequence[bytes], message: bytes, request: Request, trust: Trust) -> bool:
@@ -337,8 +316,10 @@ class PublicKeyProof(SignedProof, Keyed):
     def keys_of(self, secrets: Sequence[str]) -> Sequence[bytes]:
         """Return the keys that the settings hold: raw for ed25519, as PEM for others. Raises `ValueError`."""
         texts = self.keys or (secrets if self.needs_secrets else ())
-        pem = "-----BEGIN"
-        return [t.encode() if pem in t else key_in(t, self.key_encoding, "a key without PEM") for t in texts]
+        keys = [text.encode() if "-----BEGIN" in text else decoded(text) for text in texts]
+        if not all(keys):
+            raise ValueError("a key is neither PEM nor hex nor base64")
+        return keys
 
 
 def _spellings(url: str) -> list[str]:

@@ -9,20 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from receiver.providers.proofs.base import Encoding, Keyed, Trust, decoded
+from receiver.providers.proofs.base import Keyed, Trust, decoded
 from receiver.providers.proofs.request import Reference, Request
-from receiver.settings.model import Section
 
 Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA"]
-
-
-class BodyHash(Section):
-    """`body_hash`: the claim that holds the SHA-256 of the body."""
-
-    claim: str
-    """The claim's name."""
-    encoding: Encoding = "hex"
-    """How the hash is spelled."""
 
 
 class JwtProof(Keyed):
@@ -40,8 +30,8 @@ class JwtProof(Keyed):
     """What the claim `aud` must hold."""
     claims: Mapping[str, Any] = Field(default_factory=dict)
     """Claims with the value they must have, or a list of values."""
-    body_hash: BodyHash | None = None
-    """The claim that covers the body."""
+    body_hash: str | None = None
+    """The claim that holds the SHA-256 of the body, in hex or base64."""
     leeway: float = Field(60, ge=0, le=3600)
     """Seconds by which the token's times may be off."""
     keys_at = ("jwks",)
@@ -69,10 +59,10 @@ class JwtProof(Keyed):
         """Check the token, its times and its claims, and the hash of the body."""
         claims = request.once(self, partial(self.claimed, request, trust))
         if self.body_hash is not None:
-            said = claims.get(self.body_hash.claim)
+            said = claims.get(self.body_hash)
             digest = hashlib.sha256(request.signed).digest()
-            if not isinstance(said, str) or digest not in decoded(said, (self.body_hash.encoding,)):
-                raise trust.refusal(f"the token's {self.body_hash.claim} is not the hash of the body")
+            if not isinstance(said, str) or digest != decoded(said):
+                raise trust.refusal(f"the token's {self.body_hash} is not the hash of the body")
 
     def claimed(self, request: Request, trust: Trust) -> Mapping[str, Any]:
         """Return the claims of the token in the head. Raises `CallbackRejected`, `KeysNeeded`."""

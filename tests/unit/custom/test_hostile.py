@@ -54,7 +54,7 @@ def test_a_value_that_is_no_plain_one_is_missing_in_a_message(place: str) -> Non
     "date", ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "Mon, 01 Jan 2020 00:00:00 +99999999999"]
 )
 def test_a_date_beyond_all_calendars_is_no_time(date: str) -> None:
-    stamp = {"from": "header:x-date", "unit": "http"}
+    stamp = {"from": "header:x-date"}
     made = source(
         proof=[{"kind": "hmac", "header": "x-signature", "message": "{timestamp}{body}", "timestamp": stamp}]
     )

@@ -33,7 +33,6 @@ UNSHIPPED: dict[str, dict[str, Any]] = {
             {
                 "kind": "hmac",
                 "header": "X-Twilio-Signature",
-                "encoding": "base64",
                 "message": "{url}{form.sorted}",
                 "url_ports": "any",
                 "no_clock": True,
@@ -46,7 +45,6 @@ UNSHIPPED: dict[str, dict[str, Any]] = {
                 "kind": "hmac",
                 "algorithm": "sha1",
                 "header": "X-Twilio-Signature",
-                "encoding": "base64",
                 "message": "{url}",
                 "url_ports": "any",
                 "no_clock": True,
@@ -61,7 +59,7 @@ UNSHIPPED: dict[str, dict[str, Any]] = {
                 "kind": "jwt",
                 "prefix": "Bearer ",
                 "algorithms": ["HS256"],
-                "body_hash": {"claim": "payload_hash"},
+                "body_hash": "payload_hash",
             }
         ],
         "event": {"family": "speech", "job": "recording_uuid"},
