@@ -16,10 +16,18 @@ from receiver.storage.blobs.s3_probe import Trouble
 from tests.support import postgres, s3
 from tests.support.fleet import TOKEN_SECRET
 from tests.support.house import Said, receiver
+from tests.support.patience import PATIENCE
 from tests.support.pooler import pooled
 from tests.support.ports import free_port
 from tests.support.postgres import Server, execute
 from tests.support.s3 import BUCKET, Weed
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a good server may take longer to answer than `check` waits."""
+    monkeypatch.setattr("receiver.app.check.PATIENCE", PATIENCE)
+
 
 weed, s3_credentials = s3.weed, s3.s3_credentials
 pytestmark = pytest.mark.usefixtures("s3_credentials")
