@@ -23,8 +23,10 @@ from receiver.providers.documents import (
     is_json_type,
     is_text,
     looks_like_json,
+    table,
     text,
 )
+from receiver.providers.proofs.request import follow
 from receiver.providers.toolkit import (
     ACTIVE,
     MEDIA_TYPE,
@@ -131,9 +133,9 @@ def parts_of(
 
 
 def transcript_of(body: Body, file: FileDraft) -> TranscriptDraft:
-    """Return the text of a stored transcript where it is plain text or JSON with a `text`; subtitles stay in their file.
+    """Return the text of a stored transcript where it is plain text, JSON with a `text`, or a file of Amazon Transcribe's.
 
-    So does all of a transcript over 1 MiB.
+    Subtitles stay in their file, and so does all of a transcript over 1 MiB.
     """
     if body.size > _MAX_TEXT:
         return TranscriptDraft(text=None)
@@ -141,7 +143,11 @@ def transcript_of(body: Body, file: FileDraft) -> TranscriptDraft:
         with contextlib.suppress(MalformedCallback):
             document = decode_object(body.load())
             words = first_text(document, "text", "transcript", limit=body.size)
-            return TranscriptDraft(text=words, language=text(document, "language", 40))
+            said = table(document, "results")
+            if words is None and isinstance(found := follow(said, ("transcripts", 0, "transcript")), str):
+                words = found or None
+            language = text(document, "language", 40) or text(said, "language_code", 40)
+            return TranscriptDraft(text=words, language=language)
     if file.extension == "txt":
         with contextlib.suppress(UnicodeDecodeError):
             return TranscriptDraft(text=body.load().decode("utf-8-sig").replace("\0", ""))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -32,7 +31,7 @@ from receiver.core.errors import (
     PickupRefused,
     RejectionKind,
 )
-from receiver.core.event import EventDraft, JobError, Stage, TranscriptDraft
+from receiver.core.event import EventDraft, JobError, Stage
 from receiver.core.fetch import Failed, Fetch, FetchResponse
 from receiver.core.tokens import CallbackTokens
 from receiver.core.work import Pickup
@@ -45,11 +44,10 @@ from receiver.providers.documents import (
     join_key,
     opaque_id,
     table,
-    text,
 )
-from receiver.providers.pickups import Collected, Gone, Lookup, Result, collected
+from receiver.providers.pickups import Gone, Lookup, Result, collected
 from receiver.providers.proofs.base import Trust, from_base64
-from receiver.providers.proofs.request import Request, follow
+from receiver.providers.proofs.request import Request
 from receiver.providers.proofs.signatures import TimestampSettings
 from receiver.providers.toolkit import refused, revealed
 from receiver.settings.model import BaseUrl, Section, SourceSettings
@@ -70,8 +68,6 @@ _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.*)", re.DOTALL)
 _S3_HOST = re.compile(
     r"(?:(?P<bucket>[a-z0-9.-]+)\.)?s3[.-](?:(?P<region>[a-z0-9-]+)\.)?amazonaws\.com(?:\.cn)?"
 )
-_MAX_TEXT = 1024 * 1024
-"""Bytes of a transcript whose text goes to the event; that of a longer one stays in its file."""
 _NO_BODY = hashlib.sha256(b"").hexdigest()
 _STAGES = {"completed": "completed", "failed": "failed"} | dict.fromkeys(
     ("in_progress", "inprogress", "queued", "scheduled"), "processing"
@@ -347,10 +343,7 @@ class SnsProvider(PushProvider, PullProvider):
         if isinstance(answer, Failed):
             return answer
         kind = answer.headers.get("content-type", "")
-        found = collected(pickup, self.family(pickup), answer.body, kind, now, document=None)
-        if isinstance(found, Collected) and found.draft.file:
-            found = replace(found, draft=replace(found.draft, transcript=_transcript(answer.body)))
-        return found
+        return collected(pickup, self.family(pickup), answer.body, kind, now, document=None)
 
     def _object(self, bucket: str, key: str, pickup: Pickup) -> tuple[SplitResult, str]:
         """Return the URL of an object, and the region of its bucket."""
@@ -376,15 +369,3 @@ def in_s3(place: str) -> str | None:
     path = unquote(parts.path).lstrip("/")
     made = f"s3://{found['bucket']}/{path}" if found["bucket"] else f"s3://{path}"
     return made if _S3.fullmatch(made) else None
-
-
-def _transcript(body: Body) -> TranscriptDraft:
-    """Return what a file of Transcribe's says; nothing for another, or for one that is long."""
-    said: Document = {}
-    if body.size <= _MAX_TEXT:
-        with suppress(MalformedCallback):
-            said = table(decode_object(body.load()), "results")
-    words = follow(said, ("transcripts", 0, "transcript"))
-    return TranscriptDraft(
-        text=words if isinstance(words, str) and words else None, language=text(said, "language_code", 40)
-    )
