@@ -245,6 +245,10 @@ class CallbackRow(Struct, frozen=True, kw_only=True):
     """An `Arrival` as JSON, secrets removed; None for what receiver fetched itself."""
 
 
+ASKED = "asked"
+"""The proof of a result that receiver fetched from its provider itself."""
+
+
 class Callback(Struct, frozen=True, kw_only=True):
     """A callback as the store shows it, without its body."""
 

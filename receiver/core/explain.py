@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from receiver.core.clock import iso
 from receiver.core.destinations import DestinationState, DestinationStatus
-from receiver.core.event import Callback, Event, Rejection, Stage
+from receiver.core.event import ASKED, Callback, Event, Rejection, Stage
 from receiver.core.submission import Submission
 from receiver.core.work import (
     Attempt,
@@ -277,8 +277,8 @@ def _steps(job: Job) -> Iterator[Step]:
     for one in job.rejections:
         yield Step(at=one.at, what="rejected", detail=f"{one.status}, {one.kind}: {one.reason}")
     for callback in job.callbacks:
-        if not callback.proofs:  # of an event about a destination: nothing arrived
-            continue
+        if callback.proofs in ("", ASKED):
+            continue  # an event about a destination, or the end of a pickup: nobody called
         yield from _arrived(callback, submitted=bool(job.submissions))
     for event in job.events:
         yield Step(at=event.recorded_at, what="recorded", detail=f"{event.type} as {event.id}")

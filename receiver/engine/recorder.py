@@ -20,6 +20,7 @@ from receiver.core import event_json
 from receiver.core.callback import Arrival, Body, Head, MemoryBody, VerifiedCallback, kept_headers
 from receiver.core.errors import RESOURCE_ERRORS, IgnoredCallback, MalformedCallback
 from receiver.core.event import (
+    ASKED,
     Answered,
     AudioDraft,
     AudioFacts,
@@ -105,8 +106,6 @@ removed after 48.
 """
 _JOIN_LOOKS, _JOIN_SECONDS = 12, 0.25
 """How often, and at what interval in seconds, a callback looks for the submission of its job."""
-ASKED = "asked"
-"""The proof of a result that receiver fetched from its provider itself."""
 
 
 class _Origin(Struct, frozen=True, kw_only=True):

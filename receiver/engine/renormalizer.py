@@ -17,9 +17,19 @@ from msgspec.structs import replace
 from receiver.core import event_json
 from receiver.core.callback import Arrival, Head, MemoryBody, TokenClaims, VerifiedCallback
 from receiver.core.errors import IgnoredCallback, MalformedCallback, NotFound, UsageError
-from receiver.core.event import Callback, Event, EventDraft, Recorded, RecordStatus, again_key, scope, scoped
+from receiver.core.event import (
+    ASKED,
+    Callback,
+    Event,
+    EventDraft,
+    Recorded,
+    RecordStatus,
+    again_key,
+    scope,
+    scoped,
+)
 from receiver.core.explain import PARKED
-from receiver.engine.recorder import ASKED, Recorder
+from receiver.engine.recorder import Recorder
 from receiver.providers import PushProvider
 from receiver.storage.blobs import Blobs
 from receiver.storage.store.store import Store

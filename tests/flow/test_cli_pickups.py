@@ -195,6 +195,10 @@ def test_the_providers_that_are_asked_can_be_played(house: House) -> None:
         event = house.run("events", said.json["pickup"]["event_id"], "--json").json
         assert event["ref"] == ("order-1" if "--ref" in words else None)
         assert API_KEY not in said.out
+    steps = [step["what"] for step in house.run("trace", "order-1", "--json").json["steps"]]
+    assert steps[:4] == ["pickup", "fetched", "fetched", "recorded"], (
+        "no callback came, so no step says that one did"
+    )
     plain = house.run("simulate", "deepdub", "--not-ready", "0").out.splitlines()
     assert plain[0].startswith("handed over: pku_")
     assert plain[1].startswith("GET /api/v1/tts/retroactive/")

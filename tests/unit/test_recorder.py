@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from receiver.core import event_json
 from receiver.core.callback import Head, MemoryBody, TokenClaims, VerifiedCallback
 from receiver.core.event import (
+    ASKED,
     Answered,
     AudioDraft,
     EventDraft,
@@ -29,7 +30,7 @@ from receiver.core.event import (
 )
 from receiver.core.routing import Route, Router
 from receiver.core.work import Deferral, Pickup, PickupKind
-from receiver.engine.recorder import ASKED, Recorder
+from receiver.engine.recorder import Recorder
 from receiver.storage.blobs.keys import KeyTemplate
 from receiver.storage.blobs.local import LocalBlobs
 from receiver.system.body_buffer import BodyBuffer
