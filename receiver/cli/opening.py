@@ -41,12 +41,13 @@ def load(ctx: typer.Context) -> Settings:
 
 
 def load_to_look(ctx: typer.Context) -> Settings:
-    """Return the settings for a command that only looks: no source or destination has to be whole. Raises `ConfigError`."""
+    """Return the settings for a command that only looks: no secret of a source, destination or token has to be there. Raises `ConfigError`."""
     from receiver.core.errors import SettingsError
     from receiver.settings.load import look
 
     loaded = look(ctx.obj, os.environ)
-    aside = ("sources.", "destinations.", "RECEIVER__SOURCES__", "RECEIVER__DESTINATIONS__")
+    sections = ("sources", "destinations", "api", "submit")
+    aside = (*(f"{name}." for name in sections), *(f"RECEIVER__{name.upper()}__" for name in sections))
     problems = [problem for problem in loaded.problems if not problem.where.startswith(aside)]
     if problems or loaded.settings is None:
         raise SettingsError(problems or loaded.problems)

@@ -45,11 +45,12 @@ def test_what_to_erase_or_send_again_is_never_taken_from_the_environment(
 @pytest.mark.parametrize(
     "words", [["events"], ["deliveries"], ["pickups"], ["rejections"], ["journal", "list"]], ids=" ".join
 )
-def test_looking_needs_no_secret_of_a_provider_or_destination(house: House, words: list[str]) -> None:
+def test_looking_needs_no_secret_of_a_provider_destination_or_token(house: House, words: list[str]) -> None:
     (house.folder / "data" / "journal").mkdir()
     config = Path(house.config)
     text = config.read_text().replace("[sources.deapi]", "[sources.deapi]\ncallback_note = 'env:NOT_SET'")
     secret = house.secrets[1]
+    text += '\n[[api.tokens]]\nname = "app"\nsecret = "env:NOT_SET"\nscopes = ["read"]\n'
     config.write_text(text.replace(f'"{secret}"', '"env:NOT_SET"'))
     assert house.run(*words, "--json").json == {"items": [], "next": None}
     assert house.run("check", "--offline").status == 2
