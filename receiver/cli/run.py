@@ -56,11 +56,15 @@ def init(
         typer.echo(f"  1. Give Deepgram this callback URL:\n     {url}")
         typer.echo(f"     or one for each job: receiver {flag}callback-url deepgram --ref YOUR-ID")
     else:
-        typer.echo(f"  1. Set public_url in {path}, then: receiver {flag}callback-url deepgram --ref YOUR-ID")
+        typer.echo(
+            f"  1. Before a provider calls, set public_url in {path}, then: receiver {flag}callback-url deepgram --ref YOUR-ID"
+        )
     if app_url:
         typer.echo(f"  2. Give the secret of [destinations.app] to {app_url}: it stands in {path}.")
     else:
-        typer.echo(f"  2. Set [destinations.app] url in {path}, and give its secret to your application.")
+        typer.echo(
+            f"  2. Set [destinations.app] url in {path} (now {APP_URL}), and give its secret to your application."
+        )
     typer.echo(f"  3. receiver {flag}check")
     typer.echo(f"  4. receiver {flag}serve")
     typer.echo(f"     and in another terminal: receiver {flag}simulate deepgram")
@@ -244,7 +248,7 @@ def reload(ctx: typer.Context, as_json: AsJson = False) -> None:
     """Have the running receivers of this machine read their settings again. A file that cannot be used changes nothing."""
     from msgspec import json, to_builtins
 
-    from receiver.settings.load import journal_folder, look
+    from receiver.settings.load import EXPORT, journal_folder, look
     from receiver.web.reloading import Reloaded, ask_all
     from receiver.web.views import page
 
@@ -259,6 +263,8 @@ def reload(ctx: typer.Context, as_json: AsJson = False) -> None:
     else:
         for line in map(_sentence, found):
             typer.echo(line)
+        if any(EXPORT in (one.error or "") for one in found):
+            typer.echo("A running process cannot see a new variable: export it, then start receiver again.")
     if silent:
         raise Unavailable("; ".join(silent))
     if not found:

@@ -104,7 +104,9 @@ def try_(
         (print_json if as_json else _print_rejected)(explained)
         return
     if request is None:
-        raise UsageError("name a file with a request, or add --rejected")
+        raise UsageError(
+            f"name a file with a request, or add --rejected; for a source with a recipe, `receiver simulate custom --source {source}` sends an example"
+        )
     text = RequestText.of(read_file(request), source)
     head = _head(settings, source, text, since(at) or wall_clock())
     result = asyncio.run(_tried(settings, source, head, text.body))

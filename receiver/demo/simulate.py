@@ -268,7 +268,7 @@ class Simulation(Struct):
 
 def _refuse(reason: str, provider: type[Provider], name: str) -> typer.Exit:
     """Print what is missing in the settings and return the end of the command, to be raised."""
-    warn(f"receiver: {reason}. With these settings (and receiver started anew) it can be played:")
+    warn(f"receiver: {reason}. With these settings it can be played, once `receiver reload` has taken them:")
     warn(f"[sources.{name}]")
     for setting, value in provider.settings().items():
         warn(f"{setting} = {json.dumps(value)}")

@@ -95,6 +95,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 Reader = Callable[[str], str]
 """Reads a text file, given its path; raises `OSError`."""
 
+EXPORT = "export it"
+"""What to do about a variable of the environment that is not set."""
 _DEFAULT_SOURCES: Mapping[str, Any] = {"deepgram": {"provider": "deepgram", "require_token": True}}
 """With no file at all: Deepgram, proved by the callback tokens that `receiver callback-url` hands out."""
 
@@ -284,7 +286,7 @@ def _secret(text: str, where: str, environ: Mapping[str, str], read: Reader) -> 
         value = environ.get(rest, "").strip()  # `echo` and many templates end a value with a line feed
         if not value:
             state = "empty" if rest in environ else "not set"
-            raise SettingsError([Problem(where, f"it says env:{rest}, and {rest} is {state}", "export it")])
+            raise SettingsError([Problem(where, f"it says env:{rest}, and {rest} is {state}", EXPORT)])
         return value
     if kind == "file" and not rest.startswith("//"):  # a file:// URL is a place, not a secret
         return _from_file(rest, where, read)

@@ -256,6 +256,14 @@ def test_the_command_has_each_process_take_them_and_tells_what_changed(tmp_path:
         said = house.run("reload")
         assert said.status == 2
         assert "nothing is taken: sources.more.basik: no such setting; did you mean basic?" in said.out
+        assert "start receiver again" not in said.out
+
+        config.write_text(text + file.replace("file:secret", "deepgram:env:NOT_SET"))
+        said = house.run("reload")
+        assert said.status == 2
+        assert (
+            "A running process cannot see a new variable: export it, then start receiver again." in said.out
+        )
 
         config.write_text(text)
         os.kill(serve.pid, signal.SIGHUP)
