@@ -199,14 +199,14 @@ class BodyBuffer:
     ) -> MemoryBody | FileBody:
         deadline = time.monotonic() + total
         pieces: list[bytes] = []
-        size, more, share = 0, True, Share(self)
+        size, written, more, share = 0, 0, True, Share(self)
         writer: _Writer | None = None
         try:
             while more:
                 # Without a share there is little that may wait in memory: so all bodies together have one budget.
-                if writer is not None and sum(map(len, pieces)) >= max(share.size, MEMORY_LIMIT):
+                if writer is not None and size - written >= max(share.size, MEMORY_LIMIT):
                     await writer.write(pieces)
-                    pieces = []
+                    pieces, written = [], size
                 data, more = await next_piece(receive, deadline, idle)
                 pieces.append(data)
                 size += len(data)

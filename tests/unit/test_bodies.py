@@ -101,6 +101,24 @@ async def test_bodies_of_some_size_are_held_in_memory_while_there_is_room(
     assert isinstance(await take(whole), FileBody)
 
 
+class _Counted(bytes):
+    """A piece that counts how often its length is asked for."""
+
+    asked = 0
+
+    def __len__(self) -> int:
+        _Counted.asked += 1
+        return super().__len__()
+
+
+async def test_a_piece_costs_the_same_however_many_came_before(bodies: BodyBuffer) -> None:
+    """Else a stranger's body, sent byte by byte, would take all of the process."""
+    pieces = [b"x" * MEMORY_LIMIT, *(_Counted(b"x") for _ in range(1000))]
+    body = await bodies.read(_receive(pieces), limit=10**7, total=5, idle=5, piece=MEMORY_LIMIT)
+    assert body.size == MEMORY_LIMIT + 1000
+    assert _Counted.asked < 10_000
+
+
 async def test_exactly_the_limit_is_taken(bodies: BodyBuffer) -> None:
     body = await bodies.read(_receive([b"x" * 10]), limit=10, total=5, idle=5)
     assert body.size == 10
