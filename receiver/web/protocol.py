@@ -504,9 +504,11 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, receiver: Receiver) -> None:
         self._refused = True
-        # A sender that waits for `100 Continue` sends no body now: what follows would be no body.
+        # A sender that waits for `100 Continue` sends no body now: what follows would be no body. One that reads no answers
+        # gets no more of them: they would wait in memory.
         self._closing = (
             self.expect_100_continue
+            or self.flow.write_paused
             or receiver.stopping
             or self.parser.get_http_version() == "1.0"
             or not self.parser.should_keep_alive()

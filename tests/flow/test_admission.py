@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -142,6 +143,19 @@ async def _told(up: Running, requests: bytes) -> tuple[asyncio.StreamReader, asy
     return reader, writer
 
 
+def _at_its_end(writer: asyncio.StreamWriter) -> list[Protocol]:
+    """Return the connection at the other end, once for each of its timers."""
+    port = writer.get_extra_info("sockname")[1]
+    return [
+        connection
+        for handle in asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        if not handle.cancelled()
+        and isinstance(connection := getattr(handle._callback, "__self__", None), Protocol)
+        and connection.client is not None
+        and connection.client[1] == port
+    ]
+
+
 async def test_refused_requests_that_come_in_one_piece_leave_one_timer(tmp_path: Path) -> None:
     """One that was forgotten would end the connection in the midst of a later callback."""
     async with _full(tmp_path) as up:
@@ -149,21 +163,31 @@ async def test_refused_requests_that_come_in_one_piece_leave_one_timer(tmp_path:
         for _ in range(3):
             assert await _status(reader) == 503
             await reader.readuntil(b"}")
-        port = writer.get_extra_info("sockname")[1]
-        timers = [
-            handle
-            for handle in asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
-            if not handle.cancelled()
-            and isinstance(connection := getattr(handle._callback, "__self__", None), Protocol)
-            and connection.client is not None
-            and connection.client[1] == port
-        ]
-        assert len(timers) == 1
-        connection = timers[0]._callback.__self__
+        (connection,) = _at_its_end(writer)
         ends = connection._until
         writer.write(_HEAD.format(0).encode())
         assert await _status(reader) == 503
         assert connection._until > ends, "it was used, and is kept as long again"
+        writer.close()
+
+
+async def test_a_peer_that_reads_none_of_its_refusals_gets_no_more_of_them(tmp_path: Path) -> None:
+    """What it does not read waits in memory."""
+    request, count = f"POST /callbacks/deepgram HTTP/1.1\r\nHost: {'a' * 1000}\r\n\r\n".encode(), 3000
+    async with _full(tmp_path) as up:
+        host, port = up.base.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(request)
+        await reader.readuntil(b"}")
+        (connection,) = _at_its_end(writer)
+        connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        writer.write(request * count + request.replace(b"Host", b"Connection: close\r\nHost"))
+        while not connection.flow.write_paused:
+            await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionError):  # what it sent after that is not read
+            await reader.read()
+        assert sum(report.count for report in up.seen.callbacks) < count
         writer.close()
 
 
