@@ -1,7 +1,7 @@
 """Load shedding: how many callbacks are under way, and when one more is refused.
 
 Two bounds. `limit` keeps memory bounded. The other keeps answers early: while many callbacks are at work, no more are admitted
-than are answered in two seconds, however long the one that makes them wait is (the event loop, a disk, a small object
+than were answered within the last second, however long the one that makes them wait is (the event loop, a disk, a small object
 store). What waits longer is answered in vain, since its provider hung up, or goes to the journal, which is more work than storing it.
 Past either bound a source that has less than its share under way is admitted all the same.
 """
@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from receiver.core.errors import BodyTooSlow
 
-TARGET_SECONDS = 2.0
-"""How long admitted callbacks take while load is shed: a third of the time for storing."""
+TARGET_SECONDS = 1.0
+"""How long admitted callbacks take while load is shed: a tenth of what providers wait for an answer."""
 ALWAYS_ADMITTED = 64
 """Callbacks that may be at work however slowly they are answered. During an outage without errors these reach the journal."""
 _LOOK_SECONDS = 0.05

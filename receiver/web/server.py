@@ -23,6 +23,7 @@ from receiver.app.wiring import Receiver, build, open_lasting
 from receiver.core.errors import ReceiverError
 from receiver.core.observe import Repeats
 from receiver.settings.load import journal_folder
+from receiver.system.event_loop import short_turns
 from receiver.web.console.sessions import sessions_of
 from receiver.web.protocol import protocol
 from receiver.web.reloading import Read, Serving, answering
@@ -66,7 +67,8 @@ def run(settings: Settings, doing: Doing, *, listen: bool) -> None:
         port = {"port": sockets[0].getsockname()[1]} if sockets else {}
         bound = settings.server.model_copy(update=port)
         receiver = build(settings.model_copy(update={"server": bound}))
-        asyncio.run(_run(receiver, settings, sockets, doing))
+        with asyncio.Runner(loop_factory=short_turns) as runner:
+            runner.run(_run(receiver, settings, sockets, doing))
     finally:
         for sock in sockets:
             sock.close()
