@@ -160,7 +160,8 @@ def _forwarded(url: str, secret: str | None, item: StreamItem) -> str:
         answer = httpx2.post(url, content=item.body, headers=headers, timeout=_FORWARD_SECONDS)
     except httpx2.TransportError as error:
         return f"no answer: {str(error) or type(error).__name__}"
-    return str(answer.status_code)
+    unsigned = " (it was sent without a signature: give the application's secret by --secret)"
+    return f"{answer.status_code}{unsigned if answer.status_code == 401 and not secret else ''}"
 
 
 def _print(item: StreamItem, answer: str, *, as_json: bool) -> None:

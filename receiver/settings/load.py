@@ -33,7 +33,10 @@ def problems_of(error: ValidationError, model: type[Section], above: str = "") -
             message = "no such setting"
             fields = (pair for holder in holders for pair in holder.model_fields.items())
             known = (field.alias or name for name, field in fields)
-            fix = did_you_mean(place.rpartition(".")[2], known) or f"see {model.manual}"
+            table, _, name = place.rpartition(".")
+            fix = did_you_mean(name, known) or f"see {model.manual}"
+            if table and name in model.model_fields:
+                fix = f"write {name} above the first [table] of the file"
         elif item["type"] == "missing":
             message = "is missing"
         elif item["type"].startswith("union_tag_"):

@@ -200,6 +200,19 @@ async def test_what_is_forwarded_has_the_bytes_of_the_stream_and_is_signed(up: R
     assert verify(secret, headers, body, now=time.time())
 
 
+async def test_a_laptop_that_wants_a_signature_is_told_how_to_get_one() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    told = tail.StreamItem("event", "1.evt_1", b'{"type":"speech.completed","data":{"event_id":"evt_1"}}')
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hooks"
+        assert "--secret" in await asyncio.to_thread(tail._forwarded, url, None, told)
+        assert await asyncio.to_thread(tail._forwarded, url, new_webhook_secret(), told) == "401"
+
+
 @pytest.mark.parametrize(
     ("token", "query", "after", "told"),
     [

@@ -148,6 +148,10 @@ def test_places_with_file_urls_are_no_secrets() -> None:
         ("public_url = " + "[" * 10_000, "the settings are not valid TOML"),
         ("colour = 'red'", "colour: no such setting; see docs/configuration.md"),
         ("[server]\nprot = 1", "server.prot: no such setting; did you mean port?"),
+        (
+            "[server]\npublic_url = 'https://a.example'",
+            "server.public_url: no such setting; write public_url above the first",
+        ),
         ("[server]\nport = 65536", "server.port: Input should be less than or equal to 65535"),
         ("[server]\nlog = 'xml'", "server.log: Input should be 'json', 'console' or 'auto'"),
         (
