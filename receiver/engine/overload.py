@@ -160,7 +160,7 @@ class LoadShedder:
             reason = f"callbacks come faster than they are stored ({bound} at once would take {TARGET_SECONDS:g} s)"
         else:
             return ""
-        share = bound // len(self._of_sources.keys() | {source})
+        share = max(1, bound // len(self._of_sources.keys() | {source}))
         return "" if source and self._of_sources[source] < share else reason
 
     def enter(self, callback: UnderWay, *, whole: bool) -> None:

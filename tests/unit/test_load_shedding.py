@@ -129,3 +129,12 @@ async def test_a_source_that_floods_leaves_the_others_their_share() -> None:
     assert len(model.waits) > 0.93 * 8 * 200
     assert max(wait for came, wait in model.waits if came > 4) < 2.0
     assert model.load.refusal(""), "a name that no source has gets no share"
+
+
+async def test_with_more_sources_than_the_bound_each_has_a_place() -> None:
+    load = LoadShedder(limit=2)
+    for source in ("one", "two", "three"):
+        assert not load.refusal(source)
+        load.enter(UnderWay(source), whole=True)
+    assert load.refusal("one")
+    assert not load.refusal("four")
