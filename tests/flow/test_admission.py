@@ -209,7 +209,9 @@ async def test_what_is_no_callback_is_not_refused_as_one(tmp_path: Path) -> None
 
 async def test_refusals_of_one_moment_are_told_together_and_each_is_counted(tmp_path: Path) -> None:
     async with running(tmp_path) as up:
-        up.receiver.intake.load.limit = 0
+        load = up.receiver.intake.load
+        load.limit = 1
+        load.enter(UnderWay("deepgram"), whole=True)
         for _ in range(3):
             assert up.receiver.intake.sheds("deepgram", "PUT")
         assert up.receiver.intake.sheds("a stranger's\nword", "BREW")
