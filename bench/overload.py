@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -274,11 +275,11 @@ def metrics(port: int) -> dict[str, float]:
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-    told = {
-        name: float(n) for name, n in re.findall(r'receiver_callbacks_total{answer="(\w+)".*} (\S+)', text)
-    }
+    told: Counter[str] = Counter()
+    for name, n in re.findall(r'receiver_callbacks_total{answer="(\w+)".*} (\S+)', text):
+        told[name] += int(float(n))
     depth = re.search(r"^receiver_journal_depth (\S+)", text, re.MULTILINE)
-    return told | {"depth": float(depth[1]) if depth else 0.0}
+    return {**told, "depth": float(depth[1]) if depth else 0.0}
 
 
 def _stall(
