@@ -22,7 +22,7 @@ _SHOWN = {
     "embedded.speech.cpu_us": "µs",
     "embedded.deliveries.rate": "deliveries/s",
     "embedded.deliveries.cpu_us": "µs",
-    "event.send_to_sink_p50_ms": "send to sink p50, ms",
+    "event.send_to_sink_p50_ms": "send to destination p50, ms",
     "speech.1.rate": "callbacks/s, audio, PostgreSQL and S3",
     "speech.1.receiver_cpu_ms": "ms",
     "deliveries.1.rate": "deliveries/s, PostgreSQL",
