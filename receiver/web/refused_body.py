@@ -19,7 +19,7 @@ class RefusedBody(BufferedProtocol):
         self._connection = connection
         self._left = left
         self.pause_writing = connection.pause_writing  # type: ignore[method-assign]  # the connection has the timers
-        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
+        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]  # as above
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return where the next bytes go: no byte after the body is among them."""

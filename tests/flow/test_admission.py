@@ -148,7 +148,7 @@ def _at_its_end(writer: asyncio.StreamWriter) -> list[Protocol]:
     port = writer.get_extra_info("sockname")[1]
     return [
         connection
-        for handle in asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        for handle in asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]  # asyncio tells of no timers
         if not handle.cancelled()
         and isinstance(connection := getattr(handle._callback, "__self__", None), Protocol)
         and connection.client is not None

@@ -48,22 +48,8 @@ class SubmitSource:
             job_secret=adapter.job_secrets,
             short=True,
         )
-        table = api.table
-        leads_back = any(job.rewrite for job in table.jobs)
-        longest = 0 if all(job.fetch for job in table.jobs) else len(issue(now=0).url)
-        unusable = {
-            f"submissions need the provider's key: set sources.{source.name}.api_key": not api.auth,
-            'callbacks carry the account\'s key: leave own_callback = "pass" out': (
-                table.callbacks_have_key and source.own_callback == "pass"
-            ),
-            "answers of this provider have URLs that are to lead back to receiver: set submit.url": (
-                leads_back and settings.submit.url is None
-            ),
-            f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most": (
-                longest > table.max_url
-            ),
-        }
-        for message, is_so in unusable.items():
+        longest = 0 if all(job.fetch for job in api.table.jobs) else len(issue(now=0).url)
+        for message, is_so in _unusable(settings, source, api, longest).items():
             if is_so:
                 raise ConfigError(message)
         # How many requests are under way at once has a limit of its own.
@@ -75,3 +61,19 @@ class SubmitSource:
             fresh=True,
         )
         return cls(source, api, pull, upstream, issue)
+
+
+def _unusable(settings: Settings, source: SourceSettings, api: ProviderApi, longest: int) -> dict[str, bool]:
+    """Return what would keep submissions from working, and whether it is so; `longest` is the length of a callback URL."""
+    table, passed_on = api.table, source.own_callback == "pass"
+    return {
+        f"submissions need the provider's key: set sources.{source.name}.api_key": not api.auth,
+        'callbacks carry the account\'s key: leave own_callback = "pass" out': table.callbacks_have_key
+        and passed_on,
+        "answers of this provider have URLs that are to lead back to receiver: set submit.url": any(
+            job.rewrite for job in table.jobs
+        )
+        and settings.submit.url is None,
+        f"public_url: {source.name} takes callback URLs of {table.max_url} characters at most": longest
+        > table.max_url,
+    }
