@@ -34,9 +34,7 @@ class SubmitSource:
         """Return one whose settings are checked. Raises `ConfigError` when nothing could be submitted to it."""
         api, pull = adapter.submit_api(), adapter if isinstance(adapter, PullProvider) else None
         if api is None:
-            raise ConfigError(
-                "receiver does not know what may be passed on to this provider: leave submit out"
-            )
+            raise ConfigError("nothing is known that this provider could be passed: leave submit out")
         issue = partial(
             issue_callback_url,
             settings.public_url,
